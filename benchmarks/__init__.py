@@ -1,0 +1,1 @@
+"""Our code and the peers', measured in turn in one run; filled by the speed issue."""

@@ -1,0 +1,161 @@
+"""What every sparse dictionary is: an encoder, a gate, a linear decoder, and a loss.
+
+    codes = gate((h - b_dec) W_enc + b_enc),     hhat = codes W_dec + b_dec
+
+Unit k (a latent when r = 1, a group of r consecutive latents otherwise) owns the columns [k r, (k+1) r). A model is
+a file of `encode` and `loss`; `decode` is shared. Nothing changes parameters or buffers in `forward` or `loss`:
+constraints and running statistics happen in `post_step`, which the trainer calls after each optimiser step.
+Architectures know nothing of input normalisation (see `normaliser.py`).
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sasa_theory.models.codes import Codes
+from synthetic.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A training loss and what it was made of.
+
+    total  scalar, differentiable: sum of the weighted parts.
+    parts  named weighted parts ("reconstruction", "sparsity", "nuclear", "auxiliary", ...), scalars that sum to total.
+    codes  the codes of this batch (firing statistics are taken from them).
+    xhat   the reconstruction.
+    state  anything `post_step` needs (a batch threshold, ...).
+    """
+
+    total: "Float[Tensor, '']"
+    parts: "dict[str, Float[Tensor, '']]"
+    codes: Codes
+    xhat: "Float[Tensor, 'B D']"
+    state: "dict[str, Tensor]" = field(default_factory=dict)
+
+
+class SparseModel(nn.Module):
+    """Base of all architectures: weights, shared decoder, settings.
+
+    width_in D; n_units K; rank r. Parameters: W_enc (D, K r), b_enc (K r), W_dec (K r, D), b_dec (D).
+    Raises UsageError for sizes that are not positive integers.
+    """
+
+    #: name in the registry, and in `cfg.json` unless `export` says otherwise
+    architecture: ClassVar[str] = ""
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+    def __init__(self, width_in: int, n_units: int, rank: int = 1) -> None:
+        super().__init__()
+        require_positive(width_in=width_in, n_units=n_units, rank=rank)
+        self.width_in, self.n_units, self.rank = width_in, n_units, rank
+        columns = n_units * rank
+        self.W_enc = nn.Parameter(torch.empty(width_in, columns))
+        self.b_enc = nn.Parameter(torch.zeros(columns))
+        self.W_dec = nn.Parameter(torch.empty(columns, width_in))
+        self.b_dec = nn.Parameter(torch.zeros(width_in))
+        self.initialise(torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw the decoder (each block of r rows orthonormal directions, when r <= D) and tie the encoder to it."""
+        shape = (self.n_units, self.rank, self.width_in)
+        rows = torch.randn(shape, generator=generator, device="cpu")
+        if 1 < self.rank <= self.width_in:
+            rows = torch.linalg.qr(rows.transpose(1, 2)).Q.transpose(1, 2)
+        else:
+            rows = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        flat = rows.reshape(-1, self.width_in)
+        self.W_dec.copy_(flat)
+        self.W_enc.copy_(flat.T)
+        self.b_enc.zero_()
+        self.b_dec.zero_()
+
+    # ---- what an architecture defines ------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments with which `build(self.architecture, **settings)` makes this model again."""
+        raise NotImplementedError
+
+    def encode(self, x: "Float[Tensor, 'B D']") -> Codes:
+        """Codes of a batch, as used at inference."""
+        raise NotImplementedError
+
+    def loss(
+        self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0
+    ) -> Loss:
+        """Training loss; `dead` marks units for the auxiliary loss, `penalty_scale` in [0, 1] warms penalties up."""
+        raise NotImplementedError
+
+    def post_step(self, loss: Loss) -> None:
+        """Constraints (gauge, unit rows) and running statistics after an optimiser step."""
+
+    def export(self) -> "tuple[dict[str, Any], dict[str, Tensor]]":
+        """The model as SAELens stores it for inference: cfg fields (with "architecture") and tensors.
+
+        The subtraction of b_dec from the input is folded into b_enc: b_enc - b_dec W_enc.
+        """
+        raise NotImplementedError
+
+    # ---- shared ----------------------------------------------------------------------------------------------
+
+    def pre_activations(self, x: "Float[Tensor, 'B D']") -> "Float[Tensor, 'B Kr']":
+        """(x - b_dec) W_enc + b_enc."""
+        return x @ self.W_enc + (self.b_enc - self.b_dec @ self.W_enc)
+
+    def decode(self, codes: Codes) -> "Float[Tensor, 'B D']":
+        """codes W_dec + b_dec; gated codes gather only the active blocks."""
+        return combine(codes, self.W_dec) + self.b_dec
+
+    def forward(self, x: "Float[Tensor, 'B D']") -> "Float[Tensor, 'B D']":
+        """The reconstruction, decode(encode(x))."""
+        return self.decode(self.encode(x))
+
+    def blocks(self) -> "tuple[Float[Tensor, 'K D r'], Float[Tensor, 'K r D']]":
+        """Encoder and decoder block of each unit, (K, D, r) and (K, r, D); the map of unit k is enc[k] @ dec[k].
+
+        (Rows are samples here, so h -> h @ enc[k] @ dec[k]; THEORY.md's M_k is its transpose.)
+        """
+        enc = self.W_enc.reshape(self.width_in, self.n_units, self.rank).permute(1, 0, 2)
+        return enc, self.W_dec.reshape(self.n_units, self.rank, self.width_in)
+
+
+def combine(codes: Codes, rows: "Float[Tensor, 'Kr D']") -> "Float[Tensor, 'B D']":
+    """Weighted sum of decoder rows, sum_k c_k D_k, without a (B, K r) tensor when the codes are gated."""
+    if codes.index is None:
+        return codes.values.flatten(1) @ rows
+    batch, slots = codes.index.shape
+    if slots == 0:
+        return rows.new_zeros(batch, rows.shape[1])
+    start = codes.index.clamp_min(0)[..., None] * codes.rank
+    index = (start + torch.arange(codes.rank, device=start.device)).reshape(batch, -1)
+    weights = codes.values.reshape(batch, -1).to(rows.dtype)
+    return nn.functional.embedding_bag(index, rows, per_sample_weights=weights, mode="sum")
+
+
+def reconstruction_error(x: "Float[Tensor, 'B D']", xhat: "Float[Tensor, 'B D']") -> "Float[Tensor, '']":
+    """Mean over the batch of ||x - xhat||^2 (summed over D), as in THEORY.md part C."""
+    return (x - xhat).square().sum(dim=-1).mean()
+
+
+def require_positive(**values: object) -> None:
+    """Raise UsageError unless every value is a positive integer."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UsageError(f"{name} is {value!r}; expected a positive integer")
+
+
+def require_number(low: float = 0.0, high: float = math.inf, **values: float) -> None:
+    """Raise UsageError unless every value is a finite number in [low, high]."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high \
+                or not math.isfinite(value):
+            raise UsageError(f"{name} is {value!r}; expected a number between {low:g} and {high:g}")

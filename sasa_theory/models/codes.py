@@ -1,0 +1,72 @@
+"""Codes: which units are on, and with which coefficients.
+
+A gated model keeps, for each sample, the indices of at most s units and their r coefficients; nothing of size
+(batch, K r) is needed. Dense codes (index None) hold all K units behind the same interface.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Codes of a batch.
+
+    index   (B, s) int64, the units that are on; -1 marks an empty slot (its values are zero). None: dense codes.
+    values  (B, s, r) coefficients of those units; (B, K, r) when dense.
+    n_units K.
+    """
+
+    index: "Int[Tensor, 'B s'] | None"
+    values: "Float[Tensor, 'B s r']"
+    n_units: int
+
+    @property
+    def rank(self) -> int:
+        """Columns per unit, r."""
+        return int(self.values.shape[-1])
+
+    def norms(self) -> "Float[Tensor, 'B s']":
+        """Euclidean norm of each stored unit's coefficients (the energy a unit-norm frame would carry)."""
+        return torch.linalg.vector_norm(self.values, dim=-1)
+
+    def slots(self) -> "Bool[Tensor, 'B s']":
+        """True where a stored slot is on: not empty, and of nonzero norm ("active" means nonzero group norm)."""
+        on = (self.values != 0).any(dim=-1)
+        return on if self.index is None else on & (self.index >= 0)
+
+    def pairs(self) -> "tuple[Int[Tensor, ' p'], Int[Tensor, ' p'], Float[Tensor, 'p r']]":
+        """Every active (sample, unit, coefficients) triple, sample-major."""
+        row, slot = self.slots().nonzero(as_tuple=True)
+        unit = slot if self.index is None else self.index[row, slot]
+        return row, unit, self.values[row, slot]
+
+    def l0_units(self) -> "Int[Tensor, ' B']":
+        """Active units per sample."""
+        return self.slots().sum(dim=1)
+
+    def l0(self) -> "Int[Tensor, ' B']":
+        """Nonzero coefficients (columns) per sample."""
+        return (self.values != 0).sum(dim=(1, 2))
+
+    def counts(self) -> "Int[Tensor, ' K']":
+        """How many samples of the batch each unit is active on."""
+        if self.index is None:
+            return self.slots().sum(dim=0)
+        _, unit, _ = self.pairs()
+        return torch.bincount(unit, minlength=self.n_units)
+
+    def dense(self) -> "Float[Tensor, 'B K r']":
+        """All K units' coefficients; for small cases only."""
+        if self.index is None:
+            return self.values
+        out = self.values.new_zeros(len(self.values), self.n_units, self.rank)
+        row, unit, values = self.pairs()
+        return out.index_put((row, unit), values)
+
+    def detach(self) -> "Codes":
+        """The same codes outside the autograd graph."""
+        return Codes(self.index, self.values.detach(), self.n_units)
