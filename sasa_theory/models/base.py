@@ -65,15 +65,28 @@ class SparseModel(nn.Module):
         self.initialise(torch.Generator().manual_seed(0))
 
     @torch.no_grad()
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw the decoder (each block of r rows orthonormal directions, when r <= D) and tie the encoder to it."""
-        shape = (self.n_units, self.rank, self.width_in)
-        rows = torch.randn(shape, generator=generator, device="cpu")
-        if 1 < self.rank <= self.width_in:
-            rows = torch.linalg.qr(rows.transpose(1, 2)).Q.transpose(1, 2)
+    def initialise(self, generator: torch.Generator, rows: "Float[Tensor, 'n D'] | None" = None) -> None:
+        """Draw the decoder and tie the encoder to it: W_dec unit rows, W_enc = W_dec^T, biases zero.
+
+        Without `rows` the directions are random. With `rows` (data, n >= K r) they are data points drawn without
+        replacement: a start on the data leaves far fewer units dead when few are active. Blocks of r > 1 rows are
+        made orthonormal. Raises UsageError when there are too few rows.
+        """
+        columns = self.n_units * self.rank
+        if rows is None:
+            flat = torch.randn(columns, self.width_in, generator=generator, device="cpu")
         else:
-            rows = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        flat = rows.reshape(-1, self.width_in)
+            if len(rows) < columns:
+                raise UsageError(f"initialising {columns} columns from data needs as many rows; got {len(rows)}")
+            flat = rows.detach().cpu().float()[torch.randperm(len(rows), generator=generator)[:columns]]
+            # a zero row has no direction; the tiny noise also keeps repeated data points from giving singular blocks
+            size = flat.square().mean().sqrt().clamp_min(1e-12)
+            flat = flat + 1e-3 * size * torch.randn(flat.shape, generator=generator)
+        if 1 < self.rank <= self.width_in:
+            blocks = flat.reshape(self.n_units, self.rank, self.width_in)
+            flat = torch.linalg.qr(blocks.transpose(1, 2)).Q.transpose(1, 2).reshape(columns, self.width_in)
+        else:
+            flat = flat / torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
         self.W_dec.copy_(flat)
         self.W_enc.copy_(flat.T)
         self.b_enc.zero_()
