@@ -96,7 +96,10 @@ def _descend(
     assignment, codes = _assign(rows, atoms, signed)
     history = [_residual(rows, codes)]
     for _ in range(iterations):
-        candidate = _reseed(rows, _move(rows, atoms, assignment, signed), assignment, codes, signed)
+        seeded = _reseed(rows, atoms, assignment, codes, signed)
+        if seeded is not atoms:
+            assignment, codes = _assign(rows, seeded, signed)
+        candidate = _move(rows, seeded, assignment, signed)
         assignment, codes = _assign(rows, candidate, signed)
         value = _residual(rows, codes)
         if value > history[-1]:  # rounding: nothing is left to gain at this precision

@@ -69,6 +69,7 @@ def test_each_half_step_lowers_the_objective(seed, n, width, count, signed):
         kept = np.where(assignment >= 0, np.einsum("nd,nd->n", rows, moved[assignment]), 0)
         kept = kept if signed else np.maximum(kept, 0)
         assert klines._residual(rows, kept) <= before + 1e-9
+        assignment, codes = klines._assign(rows, moved, signed)
         atoms = klines._reseed(rows, moved, assignment, codes, signed)
         assert objective(rows, atoms, signed) <= objective(rows, moved, signed) + 1e-9
 
