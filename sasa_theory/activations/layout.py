@@ -62,6 +62,7 @@ class Manifest:
     shards          the whole shards in order.
     complete        False while a writer still has to finish (or was stopped).
     norm_quantiles  quantile of the row norms, as written in QUANTILES -> value; empty until complete.
+    notes           what was found out while writing (the median norm that the limit refers to); not compared.
     """
 
     width: int
@@ -70,6 +71,7 @@ class Manifest:
     shards: tuple[Shard, ...] = ()
     complete: bool = False
     norm_quantiles: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:

@@ -129,6 +129,10 @@ class StoreWriter:
         if self._pending_rows >= self.shard_rows:
             self._close_shard()
 
+    def note(self, **facts: Any) -> None:
+        """Record facts about the source at once, so that a later writer finds them in `manifest.notes`."""
+        self._commit(dataclasses.replace(self.manifest, notes={**self.manifest.notes, **facts}))
+
     def finish(self) -> Manifest:
         """Write what is in hand, the norm quantiles and the mark of completion; the store's manifest.
 

@@ -1,0 +1,255 @@
+"""The residual stream of any Hugging Face causal language model, through plain forward hooks.
+
+    blocks.{i}.hook_resid_pre     the input of block i  (transformers' output_hidden_states[i])
+    blocks.{i}.hook_resid_post    the output of block i, before the final norm for the last one
+
+Only the base model is loaded, so there is no LM head to run, and the forward pass ends at the hook: a pre-hook keeps
+the hidden state and raises a private exception. Documents are cut into contexts of at most `context` tokens, each
+beginning with what the tokenizer puts in front of a text (BOS, or nothing); a context never crosses documents, and
+contexts of one length are run together, so nothing is padded and no mask is needed.
+"""
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from synthetic.errors import LabError, UsageError, unknown
+
+log = logging.getLogger(__name__)
+
+#: where the list of blocks is, below the base model (GPT-2 and Bloom; Llama, Mistral, Gemma; OPT; multimodal; MPT)
+BLOCKS = ("h", "layers", "decoder.layers", "language_model.layers", "blocks")
+
+#: text is tokenised in pieces of about this many characters, cut at a line's end
+PIECE = 1 << 17
+
+
+@dataclass(frozen=True)
+class Context:
+    """One stretch of tokens that the model sees at once: its number, its document's number, its token ids."""
+
+    number: int
+    document: int
+    ids: "Int[Tensor, ' T']"
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Rows of one text at one hook, BOS included: rows (n, D) float32, token ids and positions (n,)."""
+
+    rows: "Float[Tensor, 'n D']"
+    tokens: "Int[Tensor, ' n']"
+    positions: "Int[Tensor, ' n']"
+
+
+class _Reached(Exception):
+    """Ends a forward pass once the hidden state is in hand."""
+
+
+class LanguageModel:
+    """A causal language model without its head: token ids in, hidden states out.
+
+    source   a directory, a hub name, or "gemma3-270m" (the offline package, see gemma.py).
+    dtype    of the weights ("float32", "bfloat16", "float16"); rows come out as float32 in any case.
+    context  tokens per context, BOS included.
+    autocast run matrix products in bfloat16 and keep the residual stream in float32 (default: on CUDA only).
+
+    Raises UsageError for a model that is not there or is no causal LM, LabError when transformers is missing.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        dtype: str = "float32",
+        device: "torch.device | str" = "cpu",
+        context: int = 128,
+        autocast: bool | None = None,
+    ) -> None:
+        from sasa_theory.activations.layout import require_dtype
+
+        self.name = str(source)
+        self.device = torch.device(device)
+        model, self.tokenizer = _load(self.name, require_dtype(dtype))
+        self.model: nn.Module = model.eval().requires_grad_(False).to(self.device)
+        self.dtype, self.config = dtype, model.config.get_text_config()
+        self.blocks = _find_blocks(model, int(self.config.num_hidden_layers))
+        self.width = int(self.config.hidden_size)
+        self.autocast = self.device.type == "cuda" if autocast is None else autocast
+        self.prefix = _prefix(self.tokenizer)
+        self.special = frozenset(int(i) for i in self.tokenizer.all_special_ids)
+        limit = getattr(self.config, "max_position_embeddings", None)
+        if not len(self.prefix) < context <= (limit or context):
+            raise UsageError(f"context is {context}; {self.name} takes from {len(self.prefix) + 1} to {limit} tokens")
+        self.context = context
+
+    @property
+    def n_blocks(self) -> int:
+        return len(self.blocks)
+
+    # ---- hidden states ---------------------------------------------------------------------------------------
+
+    def run(self, ids: "Int[Tensor, 'B T']", hook: str) -> "Float[Tensor, 'B T D']":
+        """Hidden states (float32) of a batch of contexts at `hook`; the pass ends there.
+
+        Raises UsageError for an unknown hook or block.
+        """
+        block, post = self.find_hook(hook)
+        kept: list[Tensor] = []
+
+        def keep(hidden: Tensor) -> None:
+            kept.append(hidden)
+            raise _Reached
+
+        def before(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            keep(args[0] if args else kwargs["hidden_states"])
+
+        def after(_: nn.Module, __: object, output: "Tensor | tuple[Tensor, ...]") -> None:
+            keep(output if isinstance(output, Tensor) else output[0])
+
+        module = self.blocks[block]
+        handle = (
+            module.register_forward_hook(after) if post else module.register_forward_pre_hook(before, with_kwargs=True)
+        )
+        precision = torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+        try:
+            with torch.no_grad(), precision, contextlib.suppress(_Reached):
+                self.model(input_ids=ids.to(self.device), use_cache=False)
+        finally:
+            handle.remove()
+        if not kept:
+            raise LabError(f"the forward pass of {self.name} never reached {hook}")
+        return kept[0].float()
+
+    def find_hook(self, hook: str) -> tuple[int, bool]:
+        """Block number, and whether its output (True) or input is meant. Raises UsageError for an unknown name."""
+        match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", hook)
+        last = self.n_blocks - 1
+        if match is None:
+            raise unknown(
+                "hook", hook, [f"blocks.{i}.hook_resid_{side}" for i in (0, last) for side in ("pre", "post")]
+            )
+        if int(match[1]) > last:
+            raise UsageError(f"hook {hook!r}: {self.name} has {self.n_blocks} blocks, 0 to {last}")
+        return int(match[1]), match[2] == "post"
+
+    # ---- text ------------------------------------------------------------------------------------------------
+
+    def contexts(self, texts: Iterable[str]) -> Iterator[Context]:
+        """The documents cut into contexts, numbered in order; documents without a token give none."""
+        number = 0
+        prefix = torch.tensor(self.prefix, dtype=torch.long)
+        room = self.context - len(self.prefix)
+        for document, text in enumerate(texts):
+            ids = self._token_ids(text)
+            while chunk := list(islice(ids, room)):
+                yield Context(number, document, torch.cat([prefix, torch.tensor(chunk, dtype=torch.long)]))
+                number += 1
+
+    def activations(self, texts: "Iterable[str]", hook: str, *, batch_tokens: int = 4096) -> "Iterator[Activations]":
+        """The rows of each text at `hook`, one `Activations` a text, in order; nothing is dropped.
+
+        A text longer than the context is run in several contexts. Raises UsageError for an unknown hook, for one
+        string in place of a list, and for a text without a token.
+        """
+        self.find_hook(hook)
+        if isinstance(texts, str):
+            raise UsageError("texts is one string; give a list of strings")
+        group: list[str] = []
+        for text in texts:
+            group.append(text)
+            if len(group) == 512:
+                yield from self._activations(group, hook, batch_tokens)
+                group = []
+        yield from self._activations(group, hook, batch_tokens)
+
+    def run_contexts(
+        self, contexts: "list[Context]", hook: str, *, batch_tokens: int = 1 << 15
+    ) -> "list[Float[Tensor, 'T D']]":
+        """Hidden states of each context, in order; contexts of one length are run together."""
+        by_length: dict[int, list[int]] = {}
+        for place, item in enumerate(contexts):
+            by_length.setdefault(len(item.ids), []).append(place)
+        out: list[Tensor] = [torch.empty(0)] * len(contexts)
+        for length, places in by_length.items():
+            step = max(1, batch_tokens // length)
+            for start in range(0, len(places), step):
+                batch = places[start : start + step]
+                hidden = self.run(torch.stack([contexts[i].ids for i in batch]), hook).cpu()
+                for place, rows in zip(batch, hidden, strict=True):
+                    out[place] = rows
+        return out
+
+    # ---- inside ----------------------------------------------------------------------------------------------
+
+    def _activations(self, group: list[str], hook: str, batch_tokens: int) -> Iterator[Activations]:
+        contexts = list(self.contexts(group))
+        hidden = self.run_contexts(contexts, hook, batch_tokens=batch_tokens)
+        of_text: list[list[int]] = [[] for _ in group]
+        for place, item in enumerate(contexts):
+            of_text[item.document].append(place)
+        for text, places in zip(group, of_text, strict=True):
+            if not places:
+                raise UsageError(f"the text {text[:40]!r} has no tokens; leave empty texts out")
+            yield Activations(
+                torch.cat([hidden[i] for i in places]),
+                torch.cat([contexts[i].ids for i in places]),
+                torch.cat([torch.arange(len(contexts[i].ids)) for i in places]),
+            )
+
+    def _token_ids(self, text: str) -> Iterator[int]:
+        start = 0
+        while start < len(text):
+            end = text.rfind("\n", start, start + PIECE) + 1 if start + PIECE < len(text) else len(text)
+            end = end if end > start else start + PIECE
+            yield from self.tokenizer(text[start:end], add_special_tokens=False, verbose=False)["input_ids"]
+            start = end
+
+
+def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    try:
+        import transformers
+    except ImportError as error:
+        raise LabError("language models need transformers: pip install 'sasa-lab[lm]'") from error
+    from sasa_theory.activations import gemma
+
+    place = str(gemma.directory()) if name == gemma.NAME else name
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+        model = transformers.AutoModel.from_pretrained(place, dtype=dtype)
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"no language model could be loaded from {name!r}: give a directory with a Hugging Face model, a hub name "
+            f"(needs the network), or {gemma.NAME!r} ({reason})"
+        ) from error
+    return model, tokenizer
+
+
+def _find_blocks(model: nn.Module, count: int) -> nn.ModuleList:
+    for path in BLOCKS:
+        with contextlib.suppress(AttributeError):
+            blocks = model.get_submodule(path)
+            if isinstance(blocks, nn.ModuleList) and len(blocks) == count:
+                return blocks
+    raise UsageError(
+        f"{type(model).__name__} is not a kind of model whose blocks are known (looked for {', '.join(BLOCKS)})"
+    )
+
+
+def _prefix(tokenizer: Any) -> tuple[int, ...]:
+    """The ids that the tokenizer puts in front of a text: (BOS,) or ()."""
+    whole, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return tuple(whole[:start])
+    return ()
