@@ -92,7 +92,7 @@ def evaluate(
 def feed(
     model: "Model", source: "Rows", n_rows: int, calculators: Sequence[Calculator], *, batch_size: int = 2048
 ) -> int:
-    """Encode and decode `n_rows` rows, update every calculator with them, and return how many there were (see `run`)."""
+    """Encode and decode `n_rows` rows, update every calculator, and return how many rows there were (see `run`)."""
     if n_rows < 1:
         raise UsageError(f"n_rows is {n_rows}; expected a positive number of rows to evaluate")
     names = [calculator.name for calculator in calculators]

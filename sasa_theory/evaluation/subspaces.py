@@ -275,7 +275,7 @@ class Subspaces:
         directions = contribution_directions(self.decoder, self.moments.value())
         captures = capture_matrix(self.frames, directions)
         best_capture, best_unit = captures.max(dim=1)
-        held = (span_capture(self.frames, directions) >= self.merge_share).sum(dim=0).cpu().numpy()
+        held = (span_capture(self.frames, directions) >= self.merge_share - 1e-9).sum(dim=0).cpu().numpy()
         spanning = units_to_span(self.frames, directions, captures, self.span_share, self.candidates)
         ranks = geometry.energy_rank(directions.energies.cpu().numpy())
         table, dims = captures.cpu().numpy(), np.array([len(frame) for frame in self.frames])
