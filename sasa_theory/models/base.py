@@ -169,6 +169,17 @@ def require_positive(**values: object) -> None:
 def require_number(low: float = 0.0, high: float = math.inf, **values: float) -> None:
     """Raise UsageError unless every value is a finite number in [low, high]."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high \
-                or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not low <= value <= high
+            or not math.isfinite(value)
+        ):
             raise UsageError(f"{name} is {value!r}; expected a number between {low:g} and {high:g}")
+
+
+@torch.no_grad()
+def unit_rows_(rows: "Float[Tensor, 'K D']") -> None:
+    """Scale every nonzero row to unit length, in place."""
+    size = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    rows.div_(torch.where(size > 0, size, 1.0))

@@ -1,0 +1,84 @@
+"""Gated (Rajamanoharan et al. 2024): one set of encoder weights decides which latents are on, and how much.
+
+    u = (h - b) W_enc,   gate = u + b_gate,   magnitude = relu(u exp(r_mag) + b_mag)
+    c = 1{gate > 0} * magnitude
+    loss = mean ||h - hhat||^2 + coefficient * mean sum relu(gate) ||d_k||
+           + mean ||h - (relu(gate) W_dec + b)||^2 with the decoder frozen (it trains the gate)
+
+b_gate is the base class's b_enc.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sasa_theory.models.auxiliary import auxiliary_loss
+from sasa_theory.models.base import Loss, SparseModel, reconstruction_error, require_number, unit_rows_
+from sasa_theory.models.codes import Codes
+from sasa_theory.models.registry import architectures
+from sasa_theory.models.sparsity import Coefficient
+
+
+@architectures.register("gated")
+class Gated(SparseModel):
+    """Gated autoencoder; with `target_l0` the coefficient is steered to that mean L0."""
+
+    architecture = "gated"
+
+    def __init__(
+        self,
+        width_in: int,
+        n_latents: int,
+        coefficient: float = 0.06,
+        target_l0: float | None = None,
+        aux_latents: int = 32,
+    ) -> None:
+        super().__init__(width_in, n_latents)
+        require_number(aux_latents=aux_latents)
+        self.aux_latents = aux_latents
+        self.r_mag = nn.Parameter(torch.zeros(n_latents))
+        self.b_mag = nn.Parameter(torch.zeros(n_latents))
+        self.coefficient = Coefficient(coefficient, target_l0)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "width_in": self.width_in,
+            "n_latents": self.n_units,
+            "coefficient": self.coefficient.initial,
+            "target_l0": self.coefficient.target_l0,
+            "aux_latents": self.aux_latents,
+        }
+
+    def gate_and_magnitude(self, x: "Float[Tensor, 'B D']") -> "tuple[Float[Tensor, 'B K'], Float[Tensor, 'B K']]":
+        """Gate pre-activations and rectified magnitudes."""
+        u = x @ self.W_enc - self.b_dec @ self.W_enc
+        return u + self.b_enc, (u * self.r_mag.exp() + self.b_mag).relu()
+
+    def encode(self, x: "Float[Tensor, 'B D']") -> Codes:
+        """Magnitudes of the latents whose gate is open, dense."""
+        gate, magnitude = self.gate_and_magnitude(x)
+        return Codes(None, (magnitude * (gate > 0))[..., None], self.n_units)
+
+    def loss(
+        self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0
+    ) -> Loss:
+        gate, magnitude = self.gate_and_magnitude(x)
+        codes = Codes(None, (magnitude * (gate > 0))[..., None], self.n_units)
+        xhat = self.decode(codes)
+        via_gate = gate.relu() @ self.W_dec.detach() + self.b_dec.detach()
+        l1 = (gate.relu() @ torch.linalg.vector_norm(self.W_dec.detach(), dim=1)).mean()
+        parts = {
+            "reconstruction": reconstruction_error(x, xhat),
+            "sparsity": penalty_scale * self.coefficient() * l1,
+            "gate": reconstruction_error(x, via_gate),
+            "auxiliary": auxiliary_loss(self, x, xhat, dead, self.aux_latents, signed=False),
+        }
+        l0 = codes.l0().float().mean()
+        return Loss(torch.stack(list(parts.values())).sum(), parts, codes, xhat, {"l0": l0})
+
+    def post_step(self, loss: Loss) -> None:
+        """Unit decoder rows; one move of the coefficient."""
+        unit_rows_(self.W_dec)
+        self.coefficient.update(loss.state["l0"])
