@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sasa_theory.activations.language_model import Context, LanguageModel
+from sasa_theory.activations.processes import one_thread, parallel_hidden
 from sasa_theory.activations.text import Texts, as_texts
 from sasa_theory.activations.writer import StoreWriter
 from synthetic.errors import DataError, Interrupted, UsageError
@@ -28,7 +29,7 @@ from synthetic.errors import DataError, Interrupted, UsageError
 log = logging.getLogger(__name__)
 
 #: tokens that a process works on at a time
-CHUNK_TOKENS = {"cpu": 4096, "cuda": 32768}
+CHUNK_TOKENS = {"cpu": 1024, "cuda": 32768}
 #: tokens over which the median norm is taken
 REFERENCE_TOKENS = 8192
 #: default for the largest norm kept, in medians
@@ -114,9 +115,12 @@ def write_activations(
     """Run `texts` through `model` and store at least `tokens` rows of `hook` in `out` (whole contexts).
 
     A store that is unfinished, or has fewer rows than now asked for, is gone on with; one that has enough is left as
-    it is. Killed or not, the bytes are the same in the end. On the CPU each of the `workers` processes has one thread (several need the model by name).
-    Text that ends early gives a smaller store, with a warning. Raises UsageError for a wrong hook, text or
-    existing store, DataError for NaN, LabError for a full disk, Interrupted on Ctrl-C; what is in whole shards is kept.
+    it is. On the CPU each of the `workers` processes has one thread (several need the model by name). Text that ends
+    early gives a smaller store and a warning. `model` may be a name, a directory or a LanguageModel; `context` and
+    `device` are for the first two.
+
+    Raises UsageError for a wrong hook, text or existing store, DataError for NaN, LabError for a full disk,
+    Interrupted on Ctrl-C; whole shards are kept in every case.
     """
     if tokens < 1 or workers < 1:
         raise UsageError(f"tokens is {tokens} and workers {workers}; expected positive integers")
@@ -163,7 +167,7 @@ def hidden_chunks(
     Chunks begin at the same contexts wherever one starts, so a context is always run beside the same others and its
     rows are the same to the last bit.
     """
-    size = max(1, CHUNK_TOKENS.get(model.device.type, 4096) // model.context)
+    size = max(1, CHUNK_TOKENS.get(model.device.type, 1024) // model.context)
     contexts = islice(model.contexts(texts), start - start % size, None)
     groups = iter(lambda: list(islice(contexts, size)), [])
     if workers > 1:
@@ -172,6 +176,14 @@ def hidden_chunks(
         results = ((group, model.run_contexts(group, hook)) for group in groups)
     for group, hidden in results:
         yield Chunk.of(group, hidden)
+
+
+def take_tokens(chunks: Iterator[Chunk], tokens: int) -> Iterator[Chunk]:
+    """The next chunks until they hold `tokens` tokens; the rest stay in the iterator."""
+    seen = 0
+    while seen < tokens and (chunk := next(chunks, None)) is not None:
+        seen += len(chunk.rows)
+        yield chunk
 
 
 def median_norm(model: LanguageModel, chunks: Iterable[Chunk]) -> float:
@@ -203,7 +215,7 @@ def _fill(
     run, held = 0, []
     with closing(hidden_chunks(model, hook, texts, start=writer.mark, workers=workers)) as chunks:
         if norm_limit is not None and "median_norm" not in writer.manifest.notes:
-            held = list(_until(chunks, REFERENCE_TOKENS))
+            held = list(take_tokens(chunks, REFERENCE_TOKENS))
             if not held:
                 raise UsageError(f"{texts.description} holds no tokens; name a text with words in it")
             writer.note(median_norm=median_norm(model, held))
@@ -218,13 +230,6 @@ def _fill(
                     break
     writer.finish()
     return run
-
-
-def _until(chunks: Iterator[Chunk], tokens: int) -> Iterator[Chunk]:
-    seen = 0
-    while seen < tokens and (chunk := next(chunks, None)) is not None:
-        seen += len(chunk.rows)
-        yield chunk
 
 
 def _append(writer: StoreWriter, chunk: Chunk, chosen: TokenFilter, tokens: int) -> None:

@@ -10,21 +10,24 @@ contexts of one length are run together, so nothing is padded and no mask is nee
 """
 
 import contextlib
-import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sasa_theory.activations import gemma
+from sasa_theory.activations.layout import require_dtype
 from synthetic.errors import LabError, UsageError, unknown
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from sasa_theory.activations.live import LiveStream
+    from sasa_theory.activations.text import Texts
 
 #: where the list of blocks is, below the base model (GPT-2 and Bloom; Llama, Mistral, Gemma; OPT; multimodal; MPT)
 BLOCKS = ("h", "layers", "decoder.layers", "language_model.layers", "blocks")
@@ -75,11 +78,10 @@ class LanguageModel:
         context: int = 128,
         autocast: bool | None = None,
     ) -> None:
-        from sasa_theory.activations.layout import require_dtype
-
         self.name = str(source)
         self.device = torch.device(device)
-        model, self.tokenizer = _load(self.name, require_dtype(dtype))
+        self.place = _place(self.name)
+        model, self.tokenizer = _load(self.name, self.place, require_dtype(dtype))
         self.model: nn.Module = model.eval().requires_grad_(False).to(self.device)
         self.dtype, self.config = dtype, model.config.get_text_config()
         self.blocks = _find_blocks(model, int(self.config.num_hidden_layers))
@@ -172,6 +174,21 @@ class LanguageModel:
                 group = []
         yield from self._activations(group, hook, batch_tokens)
 
+    def batches(
+        self,
+        size: int,
+        device: "torch.device | str" = "cpu",
+        stream: str = "train",
+        *,
+        texts: "Texts | Iterable[str]",
+        hook: str,
+        seed: int = 0,
+    ) -> "LiveStream":
+        """An endless, resumable stream of (size, D) batches of `hook` on `texts`, without a store (see live.py)."""
+        from sasa_theory.activations.live import LiveActivations
+
+        return LiveActivations(self, texts, hook).batches(size, device, stream, seed=seed)
+
     def run_contexts(
         self, contexts: "list[Context]", hook: str, *, batch_tokens: int = 1 << 15
     ) -> "list[Float[Tensor, 'T D']]":
@@ -215,14 +232,17 @@ class LanguageModel:
             start = end
 
 
-def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def _place(name: str) -> str:
+    return str(gemma.directory()) if name == gemma.NAME else name
+
+
+def _load(name: str, place: str, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         import transformers
     except ImportError as error:
         raise LabError("language models need transformers: pip install 'sasa-lab[lm]'") from error
-    from sasa_theory.activations import gemma
-
-    place = str(gemma.directory()) if name == gemma.NAME else name
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(place)
         model = transformers.AutoModel.from_pretrained(place, dtype=dtype)
@@ -232,6 +252,9 @@ def _load(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
             f"no language model could be loaded from {name!r}: give a directory with a Hugging Face model, a hub name "
             f"(needs the network), or {gemma.NAME!r} ({reason})"
         ) from error
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
     return model, tokenizer
 
 

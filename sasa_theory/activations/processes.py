@@ -51,7 +51,7 @@ def parallel_hidden(
     try:
         for _ in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, model.name, settings, hook), daemon=True)
+            process = context.Process(target=_work, args=(theirs, model.place, settings, hook), daemon=True)
             process.start()
             theirs.close()
             pipes.append(ours)
@@ -71,7 +71,8 @@ def parallel_hidden(
     finally:
         for pipe in pipes:
             pipe.close()
-        for process in processes:
+        for process in processes:  # an idle one ends by itself once its pipe is closed
+            process.join(timeout=2)
             process.terminate()
             process.join()
 

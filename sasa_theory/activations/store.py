@@ -28,7 +28,8 @@ from synthetic.source import State
 #: one context in this many is for "eval"
 EVAL_EVERY = 20
 
-_SEEDS = {"train": 0, "eval": 1}
+#: the streams, and what tells their shuffling apart
+SEEDS = {"train": 0, "eval": 1}
 
 
 class ActivationStore:
@@ -110,7 +111,7 @@ class ActivationStore:
 
     def split(self, stream: str) -> "Int[np.ndarray, ' n']":
         """The row numbers that belong to a stream, increasing. Raises UsageError for an unknown stream."""
-        name, _ = _stream(stream)
+        name, _ = parse_stream(stream)
         if not self._split:
             self._split = _split(self.column("contexts"))
         if not len(self._split[name]):
@@ -222,16 +223,17 @@ class StoreStream:
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
-            name, order = _stream(self.stream)
-            generator = np.random.default_rng([self.seed, _SEEDS[name], order, epoch])
+            name, order = parse_stream(self.stream)
+            generator = np.random.default_rng([self.seed, SEEDS[name], order, epoch])
             self._order, self._epoch = generator.permutation(self.rows), epoch
         return self._order
 
 
-def _stream(stream: str) -> tuple[str, int]:
+def parse_stream(stream: str) -> tuple[str, int]:
+    """Name and order of a stream: "train:3" is ("train", 3). Raises UsageError for an unknown one."""
     name, colon, order = stream.partition(":")
-    if name not in _SEEDS or (colon and not order.isdecimal()):
-        raise unknown("stream", stream, [*_SEEDS, "train:1", "eval:1"])
+    if name not in SEEDS or (colon and not order.isdecimal()):
+        raise unknown("stream", stream, [*SEEDS, "train:1", "eval:1"])
     return name, int(order or 0)
 
 
