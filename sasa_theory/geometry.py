@@ -133,8 +133,8 @@ def covering_number(points: "Float[ndarray, 'n D']", atoms: "Float[ndarray, 'N D
     """Few atoms such that every point lies within `eps` of the span of at most `k` of them (A4), by greedy choice.
 
     Outer loop: take the atom that newly covers most points, ties broken by the largest drop of the summed excess
-    (dist^2 - eps^2)_+. Inner: orthogonal matching pursuit over the atoms chosen so far, where the drop a new atom
-    brings after m < k steps is exact. Points that pursuit over ALL atoms cannot cover are left uncovered and the
+    (dist^2 - eps^2)_+. Inner: k - 1 steps of orthogonal matching pursuit over the atoms chosen so far, then the
+    exactly best last atom. Points that pursuit over ALL atoms cannot cover are left uncovered and the
     number is then infinite; the atoms chosen cover the rest. Over-estimates the number of the sample, which
     under-estimates that of the sphere. Cost per chosen atom: n N k^2. Raises UsageError for k < 1, eps outside (0, 1),
     or an empty set of points.
@@ -211,8 +211,8 @@ def _pursuit(
 ) -> "tuple[Float[ndarray, ' n'], Float[ndarray, 'n N']]":
     """Orthogonal matching pursuit of every point over the available atoms, in correlation space.
 
-    Returns dist^2 after at most k steps, and the dist^2 each atom (available or not) would leave if it were added
-    after the best m < k steps: ||res||^2 - <res, a>^2 / ||a - P a||^2. After a step along the orthonormal q,
+    Returns dist^2 after k steps, and the dist^2 each atom (available or not) would leave as the last step in place of
+    the one taken: ||res||^2 - <res, a>^2 / ||a - P a||^2 after k - 1 steps. After a step along the orthonormal q,
     <res, a_l> falls by <u, q><q, a_l> and ||a_l - P a_l||^2 by <q, a_l>^2, so only (n, N) arrays are kept.
     """
     n, count = correlations.shape
@@ -221,16 +221,10 @@ def _pursuit(
     free = np.repeat(np.diag(gram)[None, :], n, axis=0)
     scale = np.maximum(np.diag(gram), 1e-300)
     directions: list[ndarray] = []
-    best = np.full((n, count), math.inf)
-    for step in range(k):
-        usable = free > 1e-10 * scale
-        gain = np.where(usable, np.square(inner) / np.where(usable, free, 1.0), 0.0)
-        best = np.minimum(best, np.maximum(left[:, None] - gain, 0))
-        allowed = np.where(available & usable, np.square(inner) / scale, -1.0)
-        if step == k - 1:  # the last step may as well be the exact one
-            allowed = np.where(available & usable, gain, -1.0)
-        pick = allowed.argmax(axis=1)
-        stuck = allowed[rows, pick] <= 0
+    for _ in range(k - 1):
+        usable = available & (free > 1e-10 * scale)
+        pick = np.where(usable, np.square(inner) / scale, -1.0).argmax(axis=1)
+        stuck = ~usable[rows, pick] | (inner[rows, pick] == 0)
         q = gram[pick] - sum((d[rows, pick][:, None] * d for d in directions), np.zeros((n, count)))
         norm = np.sqrt(np.where(stuck, 1.0, free[rows, pick]))
         q = np.where(stuck[:, None], 0.0, q / norm[:, None])
@@ -238,7 +232,9 @@ def _pursuit(
         inner, left = inner - along[:, None] * q, np.maximum(left - np.square(along), 0)
         free = np.maximum(free - np.square(q), 0)
         directions.append(q)
-    return left, best
+    gain = np.where(free > 1e-10 * scale, np.square(inner) / np.maximum(free, 1e-300), 0.0)
+    after = np.maximum(left[:, None] - gain, 0)
+    return np.where(available, after, left[:, None]).min(axis=1), after
 
 
 # ---- small helpers --------------------------------------------------------------------------------------------------
