@@ -145,6 +145,50 @@ def test_coverings_cover_what_they_say_and_enumeration_is_minimal(seed, d, count
             assert not (near[exact.covered] <= eps - 1e-9).all()
 
 
+@modest
+@given(seed=seeds, width=st.integers(2, 5), count=st.integers(2, 6), k=st.integers(1, 3))
+def test_the_last_pursuit_step_is_the_exact_least_squares_distance(seed, width, count, k):
+    rng = np.random.default_rng(seed)
+    points, atoms = rng.standard_normal((5, width)), rng.standard_normal((count, width))
+    available = rng.random(count) < 0.6
+    available[0] = True
+    distance, after = geometry._pursuit(points @ atoms.T, np.square(points).sum(axis=1), atoms @ atoms.T, available, k)
+    for t, point in enumerate(points):
+        picked: list[int] = []
+        residual = point
+        for _ in range(min(k - 1, available.sum())):  # matching pursuit as the textbook has it
+            score = np.abs(atoms @ residual) / np.linalg.norm(atoms, axis=1)
+            score[~available | np.isin(np.arange(count), picked)] = -1
+            picked.append(int(score.argmax()))
+            residual = point - nearest_point(point, atoms[picked])
+        if np.linalg.norm(residual) < 1e-6:
+            assert distance[t] < 1e-9
+            continue
+        left = [np.square(point - nearest_point(point, atoms[[*picked, atom]])).sum() for atom in range(count)]
+        np.testing.assert_allclose(after[t], left, atol=1e-8)
+        assert distance[t] == pytest.approx(np.array(left)[available].min(), abs=1e-8)
+
+
+def nearest_point(point: np.ndarray, atoms: np.ndarray) -> np.ndarray:
+    return atoms.T @ np.linalg.lstsq(atoms.T, point, rcond=None)[0]
+
+
+@modest
+@given(seed=seeds, d=st.integers(2, 3), count=st.integers(2, 20), eps=st.floats(0.2, 0.7))
+def test_with_one_atom_at_a_time_the_choice_is_greedy_set_cover(seed, d, count, eps):
+    rng = np.random.default_rng(seed)
+    points, atoms = geometry.sphere(60, d, rng), geometry.sphere(count, d, rng)
+    distance = 1 - np.square(points @ atoms.T)
+    near = distance <= eps**2
+    chosen: list[int] = []
+    todo = near.any(axis=1)
+    while todo.any():
+        excess = np.maximum(distance[todo] - eps**2, 0).sum(axis=0)
+        chosen.append(int(np.lexsort((excess, -near[todo].sum(axis=0)))[0]))
+        todo &= ~near[:, chosen[-1]]
+    assert geometry.covering_number(points, atoms, 1, eps).chosen.tolist() == chosen
+
+
 @pytest.mark.parametrize("m", [2, 3, 5, 8])
 def test_equally_spaced_lines_cover_the_circle_only_at_their_own_radius(m):
     turn = np.arange(m) * math.pi / m

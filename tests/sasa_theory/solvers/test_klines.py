@@ -54,8 +54,11 @@ def test_the_solution_is_what_it_says_and_the_history_never_increases(seed, n, w
 
 
 @modest
-@given(seed=seeds, n=st.integers(3, 60), width=st.integers(2, 6), count=st.integers(1, 8), signed=st.booleans())
-def test_each_half_step_lowers_the_objective(seed, n, width, count, signed):
+@given(
+    seed=seeds, n=st.integers(3, 60), width=st.integers(2, 6), count=st.integers(1, 4), signed=st.booleans(),
+    steps=st.integers(1, 20),
+)  # fmt: skip
+def test_each_half_step_lowers_the_objective(seed, n, width, count, signed, steps):
     """The history is cut where it would rise, so the steps themselves are held to it here, from any start."""
     rng = np.random.default_rng(seed)
     rows, atoms = rng.standard_normal((n, width)), sphere(count, width, rng)
@@ -63,7 +66,7 @@ def test_each_half_step_lowers_the_objective(seed, n, width, count, signed):
         before = objective(rows, atoms, signed)
         assignment, codes = klines._assign(rows, atoms, signed)
         assert klines._residual(rows, codes) == pytest.approx(before)
-        moved = klines._move(rows, atoms, assignment, signed, steps=1)
+        moved = klines._move(rows, atoms, assignment, signed, steps=steps)
         assert objective(rows, moved, signed) <= before + 1e-9
         # even with the assignment held fixed
         kept = np.where(assignment >= 0, np.einsum("nd,nd->n", rows, moved[assignment]), 0)
@@ -133,6 +136,21 @@ def test_planted_lines_of_very_unequal_weight_are_all_found_from_any_start(signe
     assert fit.evaluate(fresh) < 1e-9
     if not signed:  # a ray does not serve the opposite side
         assert fit.evaluate(-fresh) > 0.5
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_start_that_leaves_atoms_without_samples_is_repaired(signed):
+    lines = np.eye(6)
+    x = (np.random.default_rng(0).uniform(1, 2, (60, 1)) * lines[np.arange(60) % 6]).astype(np.float64)
+    same = np.ones((6, 6)) / np.sqrt(6)
+    assignment, codes = klines._assign(x, same, signed)
+    assert set(assignment) == {0}
+    seeded = klines._reseed(x, same, assignment, codes, signed)
+    np.testing.assert_array_equal(seeded[0], same[0])
+    assert len(np.unique((seeded[1:] @ lines.T).argmax(axis=1))) == 5  # one each, not five on the worst line
+    atoms, history = klines._descend(x, same, signed, 100, 1e-12)
+    assert history[-1] < 1e-9 * history[0]
+    assert len(np.unique((atoms @ lines.T).argmax(axis=1))) == 6
 
 
 def test_empty_atoms_are_put_to_use_and_rays_need_twice_the_lines():
