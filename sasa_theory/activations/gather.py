@@ -68,7 +68,7 @@ class TokenFilter:
     ) -> "tuple[Bool[Tensor, ' n'], dict[str, int]]":
         """A mask of the tokens to keep, and how many are dropped for which reason."""
         special = torch.isin(tokens, self.special)
-        large = ~special & (norms > self.largest)
+        large = ~special & (norms > self.largest) & torch.isfinite(norms)  # Inf is an error, not a sink
         special = special & (not self.keep_special)
         counts = {"special": int(special.sum()), "norm": int(large.sum())}
         return ~(special | large), {reason: n for reason, n in counts.items() if n}
@@ -187,12 +187,15 @@ def take_tokens(chunks: Iterator[Chunk], tokens: int) -> Iterator[Chunk]:
 
 
 def median_norm(model: LanguageModel, chunks: Iterable[Chunk]) -> float:
-    """Median norm of the tokens that are not special. Raises DataError when there are none or it is not finite."""
+    """Median norm of the tokens that are not special, NaN left aside (the writer names it).
+
+    Raises DataError when there are none.
+    """
     special = torch.tensor(sorted(model.special), dtype=torch.long)
-    norms = [_norms(chunk.rows)[~torch.isin(chunk.tokens, special)] for chunk in chunks]
-    median = float(torch.cat(norms).median()) if sum(map(len, norms)) else float("nan")
+    norms = torch.cat([_norms(chunk.rows)[~torch.isin(chunk.tokens, special)] for chunk in chunks])
+    median = float(norms.nanmedian()) if len(norms) else math.nan
     if not math.isfinite(median):
-        raise DataError(f"no median norm: the first tokens of {model.name} are all special, or NaN; try dtype float32")
+        raise DataError(f"no median norm: the first tokens at this hook of {model.name} are all special, NaN or Inf")
     return median
 
 

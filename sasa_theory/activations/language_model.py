@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 #: where the list of blocks is, below the base model (GPT-2 and Bloom; Llama, Mistral, Gemma; OPT; multimodal; MPT)
 BLOCKS = ("h", "layers", "decoder.layers", "language_model.layers", "blocks")
 
-#: text is tokenised in pieces of about this many characters, cut at a line's end
+#: text is tokenised in pieces of at most this many characters, cut at a line's end where there is one
 PIECE = 1 << 17
 
 
@@ -226,10 +226,17 @@ class LanguageModel:
     def _token_ids(self, text: str) -> Iterator[int]:
         start = 0
         while start < len(text):
-            end = text.rfind("\n", start, start + PIECE) + 1 if start + PIECE < len(text) else len(text)
-            end = end if end > start else start + PIECE
+            end = _cut(text, start)
             yield from self.tokenizer(text[start:end], add_special_tokens=False, verbose=False)["input_ids"]
             start = end
+
+
+def _cut(text: str, start: int) -> int:
+    """Where the piece that begins at `start` ends: after a line, else before a space, else anywhere."""
+    if len(text) - start <= PIECE:
+        return len(text)
+    line = text.rfind("\n", start, start + PIECE) + 1
+    return line or max(text.rfind(" ", start + 1, start + PIECE), 0) or start + PIECE
 
 
 def _place(name: str) -> str:
@@ -241,21 +248,36 @@ def _load(name: str, place: str, dtype: torch.dtype) -> tuple[Any, Any]:
         import transformers
     except ImportError as error:
         raise LabError("language models need transformers: pip install 'sasa-lab[lm]'") from error
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place)
-        model = transformers.AutoModel.from_pretrained(place, dtype=dtype)
+        with _quiet(transformers.utils.logging):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+            model, report = transformers.AutoModel.from_pretrained(place, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UsageError(
             f"no language model could be loaded from {name!r}: give a directory with a Hugging Face model, a hub name "
             f"(needs the network), or {gemma.NAME!r} ({reason})"
         ) from error
-    finally:
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
+    if report["missing_keys"]:
+        raise UsageError(
+            f"{name!r} lacks the weights {', '.join(sorted(report['missing_keys'])[:3])}, ... that a "
+            f"{type(model).__name__} has; it is another kind of model, or incomplete"
+        )
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """No progress bar, and no report that the LM head was left out; what matters in the report is checked."""
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _find_blocks(model: nn.Module, count: int) -> nn.ModuleList:

@@ -241,7 +241,7 @@ def _text_column(name: str, row: dict[str, Any], column: str | None) -> str:
         return strings[0]
     if column in strings:
         return str(column)
-    wanted = "is none named 'text'" if column is None else f"{column!r} is not one of them"
+    wanted = "none of them is named 'text'" if column is None else f"{column!r} is not one of them"
     raise UsageError(f"dataset {name!r}: columns of strings are {', '.join(strings) or 'none'}, and {wanted}; "
                      "name one as hf:NAME:SPLIT:COLUMN")  # fmt: skip
 
