@@ -1,0 +1,251 @@
+"""Who is active: which features each row of a batch contains, as sorted (row, feature) pairs.
+
+Features without a parent ("roots") are drawn first:
+
+    exact         s of them, every s-subset equally likely
+    independent   root i with its own rate p_i (constant, Zipf or listed); with `cofiring` through a Gaussian copula
+                  g = L f + sqrt(1 - ||L_i||^2) e, i on iff g_i < Phi^-1(p_i): rates stay exact, latents correlate as
+                  L L^T, which has low rank; `exclusive` sets of roots fire at most one member at a time
+
+and then, level by level, the children of active features: child c with probability q_c given its parent, or, where
+siblings exclude each other, at most one of them, child c with probability q_c. All marginal rates are exact.
+
+Nothing here is (rows, features) sized but the copula: independent roots are drawn as a Poisson process of hits, whose
+cells are hit at least once with probability 1 - exp(-lambda) = p.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from synthetic.errors import UsageError
+from synthetic.rates import read_hierarchy, read_rates, winning_rates
+from synthetic.spec import Fields
+
+Pairs = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Children of every node, padded to the largest family: `child` (n, b) with -1 for none, and the ends of the
+    interval of [0, 1) in which a uniform number turns each one on (all start at 0 unless siblings exclude)."""
+
+    child: "Int[Tensor, 'n b']"
+    low: "Float[Tensor, 'n b']"
+    high: "Float[Tensor, 'n b']"
+    exclusive: "Tensor"
+
+
+class Support:
+    """The law of the active set of `n` features.
+
+    rates     (n,) float64, the exact probability that each feature is active.
+    parent    (n,) int64, -1 for roots.
+    level     (n,) int64, generations between a feature and its root; `depth` is the largest.
+    """
+
+    def __init__(self, value: object, n: int, generator: torch.Generator) -> None:
+        fields = Fields(value, "support")
+        self.n = n
+        self.law = fields.choice("law", ("exact", "independent"))
+        self._spec: dict[str, Any] = {"law": self.law}
+        parent, child_rate, self.exclusive_children, hierarchy = read_hierarchy(fields.raw("hierarchy", None), n)
+        self.parent = parent
+        self.scale_children = bool(hierarchy and hierarchy["scale_children"])
+        roots = (parent < 0).nonzero()[:, 0]
+        self.active, self._loadings = 0, torch.zeros(0, 0)
+        sets: list[list[int]] = []
+        if self.law == "exact":
+            self.active = fields.integer("active", low=1)
+            if self.active > len(roots):
+                raise UsageError(
+                    f"support.active is {self.active}, but there are only {len(roots)} features to choose from; "
+                    "lower it or add features"
+                )
+            self._spec["active"] = self.active
+            own = torch.full((n,), self.active / len(roots), dtype=torch.float64)
+            if len(roots) < n and child_rate is None:
+                raise UsageError("support.hierarchy needs child_rate when exactly `active` features are drawn")
+        else:
+            own, self._spec["rates"] = read_rates(fields.raw("rates"), n, generator)
+            self._loadings, spec = _read_cofiring(fields.raw("cofiring", None), len(roots), generator)
+            sets = _read_sets(fields.raw("exclusive", []), parent)
+            if spec and sets:
+                raise UsageError("support has both cofiring and exclusive; roots can have one of them")
+            self._spec |= {"cofiring": spec, "exclusive": sets}
+        fields.finish()
+        self._spec["hierarchy"] = hierarchy
+        q = own if child_rate is None else torch.where(parent < 0, own, child_rate)
+        if self.exclusive_children and child_rate is None:
+            q = winning_rates(q, parent)
+        self.rates = _marginal(q, parent)
+        self.level = _levels(parent)
+        self.depth = int(self.level.max())
+        self._tables = _tables(parent, q, self.exclusive_children) if len(roots) < n else None
+        grouped = {i for members in sets for i in members}
+        self._roots = roots[[int(i) not in grouped for i in roots]]
+        self._sets = _set_tables(sets, q) if sets else None
+        self._own = q[self._roots]
+
+    def spec(self) -> dict[str, Any]:
+        """The support as JSON, every default filled in."""
+        return self._spec
+
+    def is_plain(self) -> bool:
+        """Whether P(i and j active) has a closed form: exact or independent, without families, sets or co-firing."""
+        return self._tables is None and self._sets is None and not len(self._loadings)
+
+    def sample(self, rows: int, generator: torch.Generator) -> "tuple[Int[Tensor, ' m'], Int[Tensor, ' m']]":
+        """(row, feature) of every activation in `rows` rows, sorted by row and then by feature."""
+        if self.law == "exact":
+            row, feature = self._exact(rows, generator)
+        elif len(self._loadings):
+            row, feature = self._copula(rows, generator)
+        else:
+            row, feature = self._poisson(rows, generator)
+        found = [(row, feature)]
+        if self._sets is not None:
+            everywhere = torch.arange(rows).repeat_interleave(len(self._sets.child))
+            node = torch.arange(len(self._sets.child)).repeat(rows)
+            found.append(_born(self._sets, everywhere, node, generator))
+        if self._tables is not None:
+            parents = (torch.cat([row for row, _ in found]), torch.cat([feature for _, feature in found]))
+            for _ in range(self.depth):
+                parents = _born(self._tables, *parents, generator)
+                found.append(parents)
+        key = torch.cat([row * self.n + feature for row, feature in found]).sort().values
+        return key // self.n, key % self.n
+
+    def _exact(self, rows: int, generator: torch.Generator) -> Pairs:
+        """Floyd's algorithm, one pass per slot: draw from [0, j], and take j itself when the draw is already in."""
+        n, s = len(self._roots), self.active
+        chosen = torch.empty(rows, s, dtype=torch.int64)
+        for slot, last in enumerate(range(n - s, n)):
+            draw = torch.randint(0, last + 1, (rows,), generator=generator)
+            taken = (chosen[:, :slot] == draw[:, None]).any(dim=1)
+            chosen[:, slot] = torch.where(taken, last, draw)
+        return torch.arange(rows).repeat_interleave(s), self._roots[chosen.reshape(-1)]
+
+    def _poisson(self, rows: int, generator: torch.Generator) -> Pairs:
+        """Independent Bernoulli cells as cells of a Poisson process that were hit at least once."""
+        intensity = -torch.log1p(-self._own.clamp_max(1 - 1e-16))
+        hits = torch.poisson(intensity * rows, generator=generator).long()
+        root = torch.repeat_interleave(torch.arange(len(hits)), hits)
+        row = torch.randint(0, max(1, rows), (len(root),), generator=generator)
+        key = torch.unique(row * max(1, len(hits)) + root)
+        return key // max(1, len(hits)), self._roots[key % max(1, len(hits))]
+
+    def _copula(self, rows: int, generator: torch.Generator) -> Pairs:
+        loadings = self._loadings
+        factors = torch.randn(rows, loadings.shape[1], generator=generator)
+        rest = (1 - loadings.square().sum(dim=1)).sqrt()
+        threshold = torch.special.ndtri(self._own).float()
+        given = torch.special.ndtr(torch.addmm(threshold / rest, factors, (loadings / -rest[:, None]).T))
+        on = torch.rand(given.shape, generator=generator) < given
+        row, root = on.nonzero(as_tuple=True)
+        return row, self._roots[root]
+
+
+def _born(tables: Tables, row: Tensor, node: Tensor, generator: torch.Generator) -> Pairs:
+    """The active children of active nodes."""
+    has = tables.child[node, 0] >= 0
+    row, node = row[has], node[has]
+    b = tables.child.shape[1]
+    u = torch.rand(len(node), b, generator=generator)
+    u = torch.where(tables.exclusive[node][:, None], u[:, :1], u)
+    on = (u >= tables.low[node]) & (u < tables.high[node])
+    which, slot = on.nonzero(as_tuple=True)
+    return row[which], tables.child[node[which], slot]
+
+
+def _tables(parent: Tensor, q: Tensor, exclusive: bool) -> Tables:
+    n = len(parent)
+    children = (parent >= 0).nonzero()[:, 0]
+    children = children[parent[children].argsort(stable=True)]
+    owner = parent[children]
+    counts = torch.bincount(owner, minlength=n)
+    slot = torch.arange(len(children)) - (counts.cumsum(0) - counts)[owner]
+    child = torch.full((n, int(counts.max())), -1, dtype=torch.int64)
+    child[owner, slot] = children
+    chance = torch.where(child >= 0, q[child.clamp_min(0)], 0.0)
+    return _intervals(child, chance, torch.full((n,), exclusive))
+
+
+def _set_tables(sets: Sequence[Sequence[int]], q: Tensor) -> Tables:
+    """Each set of excluding roots as the family of a virtual node that is always on."""
+    child = torch.full((len(sets), max(map(len, sets))), -1, dtype=torch.int64)
+    for i, members in enumerate(sets):
+        child[i, : len(members)] = torch.tensor(members)
+    chance = torch.where(child >= 0, q[child.clamp_min(0)], 0.0)
+    return _intervals(child, chance, torch.ones(len(sets), dtype=torch.bool))
+
+
+def _intervals(child: Tensor, chance: Tensor, exclusive: Tensor) -> Tables:
+    ends = chance.cumsum(dim=1)
+    total = ends[:, -1]
+    for i in (exclusive & (total > 1 + 1e-9)).nonzero()[:1, 0].tolist():
+        members = child[i][child[i] >= 0].tolist()
+        raise UsageError(
+            f"features {members[:6]} exclude each other but their rates add up to {float(total[i]):.3g}; "
+            "at most 1 is possible, so lower them"
+        )
+    low = torch.where(exclusive[:, None], ends - chance, 0.0)
+    return Tables(child, low, low + chance, exclusive)
+
+
+def _marginal(q: Tensor, parent: Tensor) -> "Float[Tensor, ' n']":
+    """Product of the conditional rates from the root down."""
+    rates, node = q.clone(), parent.clone()
+    while bool((node >= 0).any()):
+        rates = torch.where(node >= 0, rates * q[node.clamp_min(0)], rates)
+        node = torch.where(node >= 0, parent[node.clamp_min(0)], node)
+    return rates
+
+
+def _levels(parent: Tensor) -> "Int[Tensor, ' n']":
+    """Generations between each feature and its root."""
+    level, node = torch.zeros_like(parent), parent
+    while bool((node >= 0).any()):
+        level += node >= 0
+        node = torch.where(node >= 0, parent[node.clamp_min(0)], node)
+    return level
+
+
+def _read_cofiring(value: object, roots: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Any] | None]:
+    """Loadings L (roots, rank) with ||L_i|| = strength: random directions, or one factor per block of neighbours."""
+    if value is None:
+        return torch.zeros(0, 0), None
+    fields = Fields(value, "support.cofiring")
+    rank = fields.integer("rank", low=1)
+    strength = fields.number("strength", low=0, below=1)
+    kind = fields.choice("kind", ("random", "blocks"), "random")
+    fields.finish()
+    if kind == "random":
+        directions = torch.randn(roots, rank, generator=generator)
+        loadings = strength * torch.nn.functional.normalize(directions, dim=1)
+    else:
+        if rank > roots:
+            raise UsageError(f"support.cofiring.rank is {rank}, more blocks than the {roots} features; lower it")
+        loadings = strength * torch.nn.functional.one_hot(torch.arange(roots) * rank // roots, rank).float()
+    return loadings, {"rank": rank, "strength": strength, "kind": kind}
+
+
+def _read_sets(value: object, parent: Tensor) -> list[list[int]]:
+    where = "support.exclusive"
+    if not isinstance(value, list) or not all(isinstance(members, list) and members for members in value):
+        raise UsageError(f"{where} is {value!r}; expected a list of lists of feature indices")
+    seen: set[int] = set()
+    for members in value:
+        for i in members:
+            if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < len(parent):
+                raise UsageError(f"{where} holds {i!r}; expected feature indices from 0 to {len(parent) - 1}")
+            if i in seen:
+                raise UsageError(f"{where} names feature {i} twice; a feature can be in one set")
+            if parent[i] >= 0:
+                raise UsageError(f"{where} names feature {i}, which has a parent; use hierarchy.exclusive for siblings")
+            seen.add(i)
+    return value

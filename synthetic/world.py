@@ -1,0 +1,377 @@
+"""A world: features in R^D, a law of who is active, noise and a bias; an endless supply of rows with their truth.
+
+    x = c (b + sum_{i in S} scale_i a_i V_i z_i + noise),      E||noise||^2 = share * E||sum_i scale_i a_i V_i z_i||^2
+
+with c = 1, or the factor that makes E||x||^2 a prescribed number. A world is described in JSON:
+
+    {"width": 64, "seed": 0,
+     "features": [{"manifold": "circle", "count": 4}, {"manifold": "subspace", "dim": [1, 2, 3], "count": 8}],
+     "frames": "random" | "orthogonal" | {"coherence": 0.3},
+     "energy_mode": "total" | "per_dim",
+     "support": {"law": "exact", "active": 2},
+     "noise": 0.01,        share of the signal's power
+     "bias": 0.0,          norm of a random vector, or the vector itself
+     "energy": null}       E||x||^2, or null for no normalisation
+
+Everything but width, features and support has a default. Rows are made from the active features only.
+"""
+
+import hashlib
+import importlib.resources
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from synthetic.batch import Batch, FrameTable
+from synthetic.errors import DataError, UsageError, unknown
+from synthetic.features import Feature, Kind, make_features, read_groups
+from synthetic.placement import coherent_frames, mutual_coherence, orthogonal_frames, random_frames
+from synthetic.spec import Fields
+from synthetic.stream import WorldStream, derived_generator
+from synthetic.support import Support
+
+#: changes whenever the same spec would give other numbers
+FORMAT = 1
+#: rows behind an energy that has no closed form
+ESTIMATE_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Moments:
+    """E[h] and E||h||^2 of the signal h = sum_i V_i z_i; `standard_error` of the energy is 0 where it is exact."""
+
+    mean: "Float[Tensor, ' D']"
+    energy: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class WorldStatistics:
+    """What is planted.
+
+    coherence        mu = max_{i != j} ||V_i^T V_j||_2, reached by features `coherence_pair`.
+    load             sum d_i / D.
+    rates            P(feature i active).
+    feature_energy   E||V_i z_i||^2 = rate_i scale_i^2, over all rows.
+    signal_energy    E||sum_i V_i z_i||^2; `signal_energy_error` is its standard error, 0 where it is exact.
+    noise_energy     E||noise||^2;  total_energy: E||x||^2, bias included.
+    expected_active  mean number of active features;  expected_dims: mean of their summed dimensions.
+    """
+
+    coherence: float
+    coherence_pair: tuple[int, int]
+    load: float
+    dims: list[int]
+    rates: list[float]
+    feature_energy: list[float]
+    signal_energy: float
+    signal_energy_error: float
+    noise_energy: float
+    total_energy: float
+    expected_active: float
+    expected_dims: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain JSON."""
+        return {**vars(self), "coherence_pair": list(self.coherence_pair)}
+
+
+class World:
+    """Planted data in R^width; made by `World.from_spec`.
+
+    features  the planted features in order: name, dimension, scale.
+    support   the law of the active set.
+    bias      (D,) added to every row.
+    """
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        fields = Fields(dict(spec), "world")
+        self.width = fields.integer("width", low=1)
+        self.seed = fields.integer("seed", 0)
+        groups, group_specs = read_groups(fields.raw("features"))
+        energy_mode = fields.choice("energy_mode", ("total", "per_dim"), "total")
+        self.features: list[Feature] = make_features(groups, energy_mode, self._generator)
+        self.dims = [feature.dim for feature in self.features]
+        rows, frame_spec = self._read_frames(fields.raw("frames", "random"))
+        self.support = Support(fields.raw("support"), len(self.features), self._generator("support"))
+        noise = fields.number("noise", 0.0, low=0)
+        bias, bias_spec = self._read_bias(fields.raw("bias", 0.0))
+        energy = fields.raw("energy", None)
+        if energy is not None:
+            energy = fields.number("energy", above=0)
+        fields.finish()
+        self._spec = {
+            "width": self.width,
+            "seed": self.seed,
+            "features": group_specs,
+            "energy_mode": energy_mode,
+            "frames": frame_spec,
+            "support": self.support.spec(),
+            "noise": noise,
+            "bias": bias_spec,
+            "energy": energy,
+        }
+        self._tables = {torch.device("cpu"): FrameTable(rows, torch.tensor(self.dims))}
+        self._kinds, self._kind = _distinct([feature.kind for feature in self.features])
+        self.scales = torch.tensor([feature.scale for feature in self.features], dtype=torch.float64)
+        self.bias, self._noise_std = bias, 0.0
+        self._finish(noise, energy)
+
+    @classmethod
+    def from_spec(cls, spec: "Mapping[str, Any] | str | Path") -> "World":
+        """A world from a spec as a dict, the path of a JSON file, or the name of a world that ships with the package.
+
+        Raises UsageError for unknown names and impossible worlds, DataError for a file that is not JSON.
+        """
+        if isinstance(spec, Mapping):
+            return cls(spec)
+        path = Path(spec)
+        if path.suffix == ".json" or path.is_file():
+            return cls(_read(path))
+        shipped = _shipped()
+        if str(spec) not in shipped:
+            raise unknown("world (nor is there a file of that name):", str(spec), shipped)
+        return cls(json.loads(shipped[str(spec)].read_text(encoding="utf-8")))
+
+    def spec(self) -> dict[str, Any]:
+        """The world as JSON with every default filled in; `World.from_spec` of it is the same world."""
+        copied: dict[str, Any] = json.loads(json.dumps(self._spec))
+        return copied
+
+    def fingerprint(self) -> str:
+        """A hash of the spec: equal for equal data, different for different data."""
+        text = json.dumps([FORMAT, self._spec], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def frames(self) -> "list[Float[Tensor, 'd D']]":
+        """The orthonormal rows V_i^T of every feature (float32)."""
+        return self._table("cpu").each()
+
+    def batches(self, size: int, device: "torch.device | str" = "cpu", stream: str = "train") -> WorldStream:
+        """An endless stream of batches; different names give different data."""
+        return WorldStream(self, size, device, stream)
+
+    def sample(self, n: int, generator: "torch.Generator | int", device: "torch.device | str" = "cpu") -> Batch:
+        """`n` rows with their truth, drawn from a CPU generator or a seed."""
+        generator = _as_generator(generator)
+        index, coords, theta = self._draw(*self.support.sample(n, generator), n, generator)
+        noise = None
+        if self._noise_std:
+            noise = self._noise_std * torch.randn(n, self.width, generator=generator)
+        return self._batch(index, coords, theta, noise, device)
+
+    def points(
+        self, feature: int, n: int, generator: "torch.Generator | int", device: "torch.device | str" = "cpu"
+    ) -> Batch:
+        """`n` rows in which one feature alone is active, without noise: clean points of its manifold (plus the bias).
+
+        A child scaled by its parent is drawn as if its parent had its RMS norm. Raises UsageError for a feature that
+        does not exist.
+        """
+        if not 0 <= feature < len(self.features):
+            raise UsageError(f"feature {feature} does not exist; the world has features 0 to {len(self.features) - 1}")
+        rows = torch.arange(n)
+        index, coords, theta = self._draw(rows, torch.full((n,), feature), n, _as_generator(generator))
+        return self._batch(index, coords, theta, None, device)
+
+    def statistics(self) -> WorldStatistics:
+        """Coherence, load and energies of the planted features (computed once)."""
+        return self._statistics
+
+    @cached_property
+    def moments(self) -> Moments:
+        """E[h] and E||h||^2 of the signal.
+
+        Exact when features are centred, because then E<h_i, h_j> = 0, and for non-negative ones when the support is
+        exact or independent. Otherwise (non-negative features with co-firing, exclusion or a hierarchy) it is an
+        average over 65,536 rows, the same ones every time.
+        """
+        p, square = self.support.rates, self.scales.square()
+        energy = float(p @ square)
+        means = [feature.kind.mean() for feature in self.features]
+        if all(mean == 0 for mean in means):
+            return Moments(torch.zeros(self.width), energy, 0.0)
+        plain = self.support.is_plain()
+        if not plain or any(mean is None for mean in means):
+            return self._estimated_moments()
+        table = self._table("cpu")
+        length = self.scales * torch.tensor([mean or 0.0 for mean in means], dtype=torch.float64)
+        mu = length[:, None] * table.rows[table.starts].double()  # only one-dimensional features have a mean
+        mean = p @ mu
+        if self.support.law == "exact":
+            n, s = len(p), self.support.active
+            together = s * (s - 1) / (n * (n - 1)) if n > 1 else 0.0
+            energy += together * float(mu.sum(dim=0).square().sum() - length.square().sum())
+        else:
+            energy += float(mean.square().sum() - (p * length).square().sum())
+        return Moments(mean.float(), energy, 0.0)
+
+    def _estimated_moments(self) -> Moments:
+        generator = self._generator("moments")
+        table, chunk = self._table("cpu"), 4096
+        mean, squares = torch.zeros(self.width, dtype=torch.float64), []
+        for _ in range(ESTIMATE_ROWS // chunk):
+            index, coords, _ = self._draw(*self.support.sample(chunk, generator), chunk, generator)
+            signal = table.combine(index, coords)
+            mean += signal.sum(dim=0, dtype=torch.float64)
+            squares.append(signal.double().square().sum(dim=1))
+        energies = torch.cat(squares)
+        error = float(energies.std()) / math.sqrt(len(energies))
+        return Moments((mean / len(energies)).float(), float(energies.mean()), error)
+
+    def _finish(self, noise: float, energy: float | None) -> None:
+        """Set the noise level, and scale everything so that E||x||^2 = energy."""
+        if noise:
+            self._noise_std = math.sqrt(noise * self.moments.energy / self.width)
+        if energy is None:
+            return
+        factor = math.sqrt(energy / self._total_energy())
+        self.scales *= factor
+        self.bias = self.bias * factor
+        self._noise_std *= factor
+        self.__dict__.pop("moments", None)
+
+    def _total_energy(self) -> float:
+        bias = self.bias.double()
+        cross = 2 * float(bias @ self.moments.mean.double())
+        return self.moments.energy + self.width * self._noise_std**2 + float(bias.square().sum()) + cross
+
+    @cached_property
+    def _statistics(self) -> WorldStatistics:
+        coherence, pair = mutual_coherence(self._table("cpu").rows, self.dims)
+        rates = self.support.rates
+        return WorldStatistics(
+            coherence=coherence,
+            coherence_pair=pair,
+            load=sum(self.dims) / self.width,
+            dims=list(self.dims),
+            rates=rates.tolist(),
+            feature_energy=(rates * self.scales.square()).tolist(),
+            signal_energy=self.moments.energy,
+            signal_energy_error=self.moments.standard_error,
+            noise_energy=self.width * self._noise_std**2,
+            total_energy=self._total_energy(),
+            expected_active=float(rates.sum()),
+            expected_dims=float(rates @ torch.tensor(self.dims, dtype=torch.float64)),
+        )
+
+    def _draw(
+        self, row: Tensor, feature: Tensor, n: int, generator: torch.Generator
+    ) -> "tuple[Int[Tensor, 'n S'], Float[Tensor, 'n S d'], Float[Tensor, 'n S p']]":
+        """Index, coordinates and parameters of sorted (row, feature) activations, padded to the fullest row."""
+        widest = max(self.dims)
+        parameters = max(kind.manifold.intrinsic for kind in self._kinds)
+        flat = torch.zeros(len(feature), widest)
+        flat_theta = torch.zeros(len(feature), parameters)
+        kinds = self._kind[feature]
+        for number in torch.unique(kinds).tolist():
+            where = (kinds == number).nonzero()[:, 0]
+            z, theta = self._kinds[number].sample(len(where), generator)
+            flat[where, : z.shape[1]] = z
+            flat_theta[where, : theta.shape[1]] = theta
+        if self.support.scale_children:
+            self._scale_children(flat, row, feature)
+        flat *= self.scales.float()[feature, None]
+        counts = torch.bincount(row, minlength=n)
+        slot = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+        slots = max(1, int(counts.max())) if n else 1
+        index = torch.full((n, slots), -1, dtype=torch.int64)
+        coords = torch.zeros(n, slots, widest)
+        theta = torch.zeros(n, slots, parameters)
+        index[row, slot], coords[row, slot], theta[row, slot] = feature, flat, flat_theta
+        return index, coords, theta
+
+    def _scale_children(self, coords: "Float[Tensor, 'm d']", row: Tensor, feature: Tensor) -> None:
+        """Multiply each child's coordinates by the norm of its parent's, from the roots down, in place."""
+        parent, key = self.support.parent[feature], row * len(self.features) + feature
+        level = self.support.level[feature]
+        for depth in range(1, self.support.depth + 1):
+            child = (level == depth).nonzero()[:, 0]
+            above = row[child] * len(self.features) + parent[child]
+            at = torch.searchsorted(key, above).clamp_max(len(key) - 1)
+            present = key[at] == above  # absent only in `points`
+            coords[child] *= torch.where(present, coords[at].norm(dim=1), 1.0)[:, None]
+
+    def _batch(
+        self, index: Tensor, coords: Tensor, theta: Tensor, noise: Tensor | None, device: "torch.device | str"
+    ) -> Batch:
+        table, bias = self._table(device), self.bias.to(device)
+        index, coords, theta = index.to(device), coords.to(device), theta.to(device)
+        x = table.combine(index, coords).add_(bias)
+        if noise is not None:
+            noise = noise.to(device)
+            x += noise
+        return Batch(x, index, coords, theta, noise, frames=table)
+
+    def _table(self, device: "torch.device | str") -> FrameTable:
+        device = torch.device(device)
+        if device not in self._tables:
+            self._tables[device] = self._tables[torch.device("cpu")].to(device)
+        return self._tables[device]
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        return derived_generator("world", self.seed, purpose)
+
+    def _read_frames(self, value: object) -> "tuple[Float[Tensor, 'T D'], Any]":
+        generator = self._generator("frames")
+        if isinstance(value, dict):
+            fields = Fields(value, "frames")
+            coherence = fields.number("coherence", low=0, high=1)
+            fields.finish()
+            return coherent_frames(self.dims, self.width, coherence, generator), {"coherence": coherence}
+        laws = {"random": random_frames, "orthogonal": orthogonal_frames}
+        if not isinstance(value, str) or value not in laws:
+            raise unknown('frames (or {"coherence": number}):', value, laws)
+        return laws[value](self.dims, self.width, generator), value
+
+    def _read_bias(self, value: object) -> "tuple[Float[Tensor, ' D'], Any]":
+        fields = Fields({"bias": value}, "world")
+        if isinstance(value, list):
+            numbers = fields.numbers("bias")
+            if len(numbers) != self.width:
+                raise UsageError(f"bias has {len(numbers)} numbers; expected {self.width}, one for each dimension")
+            return torch.tensor(numbers), numbers
+        norm = fields.number("bias", low=0)
+        direction = torch.randn(self.width, generator=self._generator("bias"))
+        return norm * torch.nn.functional.normalize(direction, dim=0), norm
+
+
+def world_names() -> list[str]:
+    """Names of the worlds that ship with the package."""
+    return sorted(_shipped())
+
+
+def _shipped() -> dict[str, Any]:
+    folder = importlib.resources.files("synthetic") / "specs"
+    return {item.name.removesuffix(".json"): item for item in folder.iterdir() if item.name.endswith(".json")}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the world {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({error})") from None
+
+
+def _distinct(kinds: list[Kind]) -> "tuple[list[Kind], Int[Tensor, ' n']]":
+    number: dict[Kind, int] = {}
+    which = [number.setdefault(kind, len(number)) for kind in kinds]
+    return list(number), torch.tensor(which)
+
+
+def _as_generator(generator: "torch.Generator | int") -> torch.Generator:
+    if isinstance(generator, torch.Generator):
+        return generator
+    if isinstance(generator, bool) or not isinstance(generator, int):
+        raise UsageError(f"the generator is {generator!r}; expected a torch.Generator on the CPU, or a seed")
+    return torch.Generator().manual_seed(generator)
