@@ -6,7 +6,7 @@ and whether higher or lower is better.
 
 from sasa_theory.evaluation.base import Calculator, describe
 from sasa_theory.evaluation.covering import CoveringResult, covering_numbers
-from sasa_theory.evaluation.driver import evaluate, run, standard_calculators
+from sasa_theory.evaluation.driver import count_owners, evaluate, run, standard_calculators
 from sasa_theory.evaluation.planted import FeatureEnergy, OwnerCount, decoder_grams, owning_units
 from sasa_theory.evaluation.reconstruction import Cosine, DeadShare, ExplainedVariance, Sparsity
 from sasa_theory.evaluation.subspaces import (
@@ -34,6 +34,7 @@ __all__ = [
     "UnitRanks",
     "capture_matrix",
     "contribution_directions",
+    "count_owners",
     "covering_numbers",
     "decoder_cosine",
     "decoder_grams",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sasa_theory.evaluation.base import Calculator, describe
-from sasa_theory.evaluation.planted import FeatureEnergy, OwnerCount
+from sasa_theory.evaluation.planted import FeatureEnergy, OwnerCount, OwnerCountResult
 from sasa_theory.evaluation.reconstruction import Cosine, DeadShare, ExplainedVariance, Sparsity
 from sasa_theory.evaluation.subspaces import Subspaces, UnitRanks, decoder_cosine
 from synthetic.errors import DataError, UsageError
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 
 def standard_calculators(model: "Model", world: "World | None" = None) -> list[Calculator]:
-    """Explained variance, cosine, L0, dead units and ranks; with a `world`, also everything about planted truth."""
+    """Explained variance, cosine, L0, dead units and ranks; with a `world`, energy per feature and subspaces too.
+
+    Owners are counted on points of one feature at a time, which a stream need not hold: see `count_owners`.
+    """
     encoder, decoder = model.blocks()
     calculators: list[Calculator] = [
         ExplainedVariance(getattr(model, "normaliser", None)),
@@ -46,7 +49,6 @@ def standard_calculators(model: "Model", world: "World | None" = None) -> list[C
         calculators += [
             FeatureEnergy(frames, decoder, bias=world.bias),
             Subspaces(frames, decoder),
-            OwnerCount(decoder, len(frames)),
         ]
     return calculators
 
@@ -75,17 +77,41 @@ def evaluate(
     """The numbers of a model on `n_rows` rows as plain JSON, each with its direction, unit and meaning.
 
     {"rows": int, "metrics": {calculator: {number: {"value", "better", "unit", "meaning"}}}}. Without `calculators`
-    the standard ones are used; `world` gives the planted truth and defaults to `source` when that is a World. Raises as
-    `run`.
+    the standard ones are used and, where there is planted truth, owners are counted; `world` gives that truth and
+    defaults to `source` when that is a World. Raises as `run`.
     """
     if world is None and hasattr(source, "frames"):
         world = cast("World", source)
+    owners = None
     if calculators is None:
         calculators = standard_calculators(model, world)
+        if world is not None:
+            owners = count_owners(model, world, min(5000, max(1000, n_rows // len(world.dims))), batch_size=batch_size)
     rows = feed(model, source, n_rows, calculators, batch_size=batch_size)
     metrics = {calculator.name: describe(calculator.compute()) for calculator in calculators}
+    if owners is not None:
+        metrics[OwnerCount.name] = describe(owners)
     metrics["decoder"] = describe(decoder_cosine(model.blocks()[1]))
     return {"rows": rows, "metrics": metrics}
+
+
+@torch.no_grad()
+def count_owners(
+    model: "Model", world: "World", per_feature: int = 5000, floor: float = 0.005, *, batch_size: int = 2048
+) -> OwnerCountResult:
+    """Units strongest somewhere on each manifold (E1), over `per_feature` noise-free points of each feature alone.
+
+    The points are `world.points(i, per_feature)` moved by the world's bias, to where the model was trained.
+    """
+    calculator = OwnerCount(model.blocks()[1], len(world.dims), floor)
+    device = next(model.parameters()).device
+    for feature in range(len(world.dims)):
+        points = world.points(feature, per_feature)
+        for start in range(0, per_feature, batch_size):
+            truth = _part(points, slice(start, start + batch_size))
+            x = (truth.x if world.bias is None else truth.x + world.bias).to(device)
+            calculator.update(x, x, model.encode(x), truth)
+    return calculator.compute()
 
 
 @torch.no_grad()
@@ -144,8 +170,10 @@ def _head(x: Tensor, truth: "Batch | None", n: int) -> "tuple[Tensor, Batch | No
     """The first `n` rows of a batch and of its truth."""
     if len(x) <= n:
         return x, truth
-    if truth is None:
-        return x[:n], None
-    parts = {item.name: getattr(truth, item.name) for item in dataclasses.fields(truth) if item.init}
-    rows = {name: part[:n] for name, part in parts.items() if isinstance(part, Tensor) and len(part) == len(x)}
-    return x[:n], dataclasses.replace(truth, **rows)
+    return x[:n], None if truth is None else _part(truth, slice(n))
+
+
+def _part(truth: "Batch", rows: slice) -> "Batch":
+    """The truth of some rows of a batch."""
+    per_row = ("x", "index", "coords", "theta")
+    return dataclasses.replace(truth, **{name: getattr(truth, name)[rows] for name in per_row})

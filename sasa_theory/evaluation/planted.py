@@ -72,7 +72,7 @@ class FeatureEnergy:
         share: float = 0.9,
         recovery: float = 0.5,
     ) -> None:
-        self.frames = Frames(frames)
+        self.frames = StackedFrames(frames)
         self.decoder = decoder.detach()
         self.bias = torch.zeros(self.decoder.shape[2]) if bias is None else bias.detach()
         self.share, self.recovery = share, recovery
@@ -210,7 +210,7 @@ class OwnerCount:
         )
 
 
-class Frames:
+class StackedFrames:
     """The subspaces of all features stacked, for one product per batch."""
 
     def __init__(self, frames: "Sequence[Float[Tensor, 'd D']]") -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sasa_theory import geometry
 from sasa_theory.evaluation.base import higher, lower, neither, require_some
-from sasa_theory.evaluation.planted import Frames
+from sasa_theory.evaluation.planted import StackedFrames
 from sasa_theory.models.codes import Codes
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def capture_matrix(frames: "Sequence[Float[Tensor, 'd D']]", directions: UnitDir
 
     One product V U^T for all pairs: with orthonormal directions u_kj, tr(P_V P_k) = sum_{j <= d_i} ||V_i u_kj||^2.
     """
-    stacked = Frames(frames)
+    stacked = StackedFrames(frames)
     units, most, width = directions.rows.shape
     stacked.require_width(width)
     overlap = stacked.energies(directions.rows.reshape(units * most, width)).reshape(units, most, len(stacked))
@@ -110,7 +110,7 @@ def span_capture(
         directions.rows.device
     )
     slot = torch.arange(directions.rows.shape[1], device=carrying.device)
-    stacked = Frames(frames)
+    stacked = StackedFrames(frames)
     rows = directions.rows * (slot < carrying[:, None])[..., None]
     units, most, width = rows.shape
     overlap = stacked.energies(rows.reshape(units * most, width)).reshape(units, most, -1).sum(dim=1)

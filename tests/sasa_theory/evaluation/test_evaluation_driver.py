@@ -1,117 +1,69 @@
-"""The driver: exact row counts, sources with and without truth, plain JSON out, clear errors."""
+"""The driver on real worlds: exact row counts, sources with and without truth, plain JSON out, clear errors."""
 
 import json
-from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from sasa_theory import evaluation
-from sasa_theory.models.base import SparseModel
-from sasa_theory.models.codes import Codes
+from sasa_theory.models.registry import build
 from synthetic.errors import DataError, UsageError
+from synthetic.world import World
 
-WIDTH, FEATURES = 12, 3
-
-
-class TopGroup(SparseModel):
-    """One active group per row, by norm."""
-
-    architecture = "test_top_group"
-
-    def encode(self, x: Tensor) -> Codes:
-        p = self.pre_activations(x).reshape(len(x), self.n_units, self.rank)
-        index = p.norm(dim=-1).argmax(dim=1, keepdim=True)
-        return Codes(index, p.gather(1, index[..., None].expand(-1, -1, self.rank)), self.n_units)
+SPEC = {
+    "width": 16,
+    "frames": "orthogonal",
+    "bias": 2.0,
+    "features": [{"manifold": "circle"}, {"manifold": "sphere"}, {"manifold": "disk"}],
+    "support": {"kind": "exactly", "active": 1},
+}
 
 
-@dataclass(frozen=True)
-class Truth:
-    x: Tensor
-    index: Tensor
-    coords: Tensor
-
-
-class Planted:
-    """A world of three orthogonal planes, one active per row, away from the origin."""
-
-    width = WIDTH
-
-    def __init__(self) -> None:
-        g = torch.Generator().manual_seed(0)
-        self._frames = list(torch.linalg.qr(torch.randn(WIDTH, 6, generator=g))[0].T.split([2, 2, 2]))
-        self.bias = torch.ones(WIDTH)
-        self.opened: list[tuple[int, str]] = []
-
-    def frames(self) -> list[Tensor]:
-        return self._frames
-
-    def fingerprint(self) -> str:
-        return "planted"
-
-    def batches(self, size: int, device: torch.device | str = "cpu", stream: str = "train") -> "Stream":
-        self.opened.append((size, stream))
-        return Stream(self, size)
-
-
-class Stream:
-    width = WIDTH
-
-    def __init__(self, world: Planted, size: int) -> None:
-        self.world, self.size, self.generator = world, size, torch.Generator().manual_seed(1)
-
-    def __iter__(self) -> "Stream":
-        return self
-
-    def __next__(self) -> Tensor:
-        return self.batch().x
-
-    def batch(self) -> Truth:
-        index = torch.randint(FEATURES, (self.size, 1), generator=self.generator)
-        coords = torch.randn(self.size, 1, 2, generator=self.generator)
-        x = torch.einsum("nj,njD->nD", coords[:, 0], torch.stack(self.world.frames())[index[:, 0]]) + self.world.bias
-        return Truth(x, index, coords)
-
-    def state_dict(self) -> dict:
-        return {}
-
-    def load_state_dict(self, state: dict) -> None:
-        pass
-
-
-def planted_model(world: Planted) -> TopGroup:
-    """Its groups are the planted frames, two spare groups are silent."""
-    model = TopGroup(WIDTH, FEATURES + 2, 2)
+def planted_model(world: World, n_groups: int, active: int = 1, turned: bool = False):
+    """A SASA whose first groups are the planted frames (or, for a twin, frames turned by 45 degrees), the rest zero."""
+    rank = max(world.dims)
+    model = build("sasa", width_in=world.width, n_groups=n_groups, group_rank=rank, active_groups=active)
+    spare = torch.linalg.svd(torch.cat(world.frames()), full_matrices=True)[2][sum(world.dims) :]
+    blocks = torch.zeros(n_groups, rank, world.width)
+    for k, frame in enumerate(world.frames()):
+        rows = (frame + spare[: len(frame)]) / 2**0.5 if turned else frame
+        blocks[k, : len(frame)] = rows
     with torch.no_grad():
-        blocks = torch.stack([*world.frames(), *[torch.zeros(2, WIDTH)] * 2]).reshape(-1, WIDTH)
-        model.W_dec.copy_(blocks)
-        model.W_enc.copy_(blocks.T)
-        model.b_dec.copy_(world.bias)
-    return model
+        model.W_dec.copy_(blocks.reshape(-1, world.width))
+        model.W_enc.copy_(model.W_dec.T)
+        model.b_dec.copy_(torch.zeros(world.width) if world.bias is None else world.bias)
+    return model.train()
+
+
+def values(report: dict) -> dict:
+    return {name: {key: entry["value"] for key, entry in part.items()} for name, part in report["metrics"].items()}
 
 
 def test_a_planted_model_scores_perfectly_and_the_report_is_plain_json():
-    world = Planted()
-    model = planted_model(world).train()
+    world = World.from_spec(SPEC)
+    model = planted_model(world, n_groups=5)
     report = evaluation.evaluate(model, world, 3001, batch_size=500)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["rows"] == 3001  # the last batch is cut
-    assert world.opened == [(500, "eval")]
     assert model.training
-    numbers = {name: {key: entry["value"] for key, entry in part.items()} for name, part in report["metrics"].items()}
+    numbers = values(report)
     assert numbers["explained_variance"]["explained_variance"] == pytest.approx(1, abs=1e-10)
     assert numbers["explained_variance"]["rows"] == 3001
     assert numbers["cosine"]["cosine"] == pytest.approx(1)
-    assert numbers["l0"]["l0"] == 2
     assert numbers["l0"]["l0_units"] == 1
     assert numbers["dead"]["dead_share"] == pytest.approx(2 / 5)
-    assert numbers["ranks"]["mean_rank90"] == 2
+    assert numbers["ranks"]["rank90"] == [2, 3, 2, 0, 0]
+    assert numbers["ranks"]["mean_rank90"] == pytest.approx(7 / 3)
     assert numbers["owners"]["owners"] == [1, 1, 1]
-    assert sum(numbers["owners"]["points"]) == 3001
+    assert numbers["owners"]["unowned"] == [0, 0, 0]
     assert numbers["feature_energy"]["units_per_feature"] == [1, 1, 1]
     assert numbers["feature_energy"]["features_counted"] == 3
-    assert numbers["subspaces"]["best_capture"] == pytest.approx([1, 1, 1])
+    assert numbers["feature_energy"]["recovered"] == pytest.approx([1, 1, 1], abs=1e-9)
+    assert sum(numbers["feature_energy"]["active_rows"]) == 3001
+    assert numbers["subspaces"]["best_capture"] == pytest.approx([1, 1, 1], abs=1e-5)
+    assert numbers["subspaces"]["spanning_units"] == [1, 1, 1]
+    assert numbers["subspaces"]["features_per_unit"] == [1, 1, 1, 0, 0]
     assert numbers["subspaces"]["rank_error"] == 0
     assert all(
         entry["better"] in ("higher", "lower", "neither")
@@ -120,19 +72,47 @@ def test_a_planted_model_scores_perfectly_and_the_report_is_plain_json():
     )
 
 
+def test_a_twin_with_turned_frames_does_not_pass():
+    world = World.from_spec(SPEC)
+    numbers = values(evaluation.evaluate(planted_model(world, 5, turned=True), world, 2000))
+    assert numbers["subspaces"]["best_capture"] == pytest.approx([0.5, 0.5, 0.5], abs=1e-4)
+    assert numbers["subspaces"]["spanning_units"] == [None, None, None]
+    # the projection onto a line turned by 45 degrees leaves half of the amplitude in V: 1 - (1/2)^2
+    assert numbers["feature_energy"]["recovered"] == pytest.approx([0.75] * 3, abs=1e-4)
+    assert numbers["explained_variance"]["explained_variance"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_owners_are_counted_on_single_points_also_where_rows_mix_features():
+    world = World.from_spec({**SPEC, "support": {"kind": "exactly", "active": 2}, "noise": 0.01})
+    model = planted_model(world, 4, active=2)
+    owners = evaluation.count_owners(model, world, 700, batch_size=300)
+    np.testing.assert_array_equal(owners.points, 700)
+    np.testing.assert_array_equal(owners.owners, 1)
+    assert owners.counts.argmax(axis=1).tolist() == [0, 1, 2]
+    assert values(evaluation.evaluate(model, world, 500))["owners"]["points"] == [1000] * 3
+    # a dictionary of single directions splits every feature
+    latents = build("topk", width_in=16, n_latents=400, active_latents=1)
+    with torch.no_grad():
+        latents.b_dec.copy_(world.bias)
+    assert (evaluation.count_owners(latents, world, 700).owners_any > 10).all()
+
+
 def test_a_stream_with_truth_needs_the_world_named_and_gives_the_same_numbers():
-    world = Planted()
-    model = planted_model(world)
+    world = World.from_spec(SPEC)
+    model = planted_model(world, 4)
     whole = evaluation.evaluate(model, world, 1000, batch_size=250)
-    assert evaluation.evaluate(model, Stream(world, 250), 1000, world=world) == whole
-    blind = evaluation.evaluate(model, Stream(world, 250), 1000)
+    named = evaluation.evaluate(model, world.batches(250, stream="eval"), 1000, world=world, batch_size=250)
+    assert named == whole
+    blind = evaluation.evaluate(model, world.batches(250, stream="eval"), 1000)
     assert set(whole["metrics"]) - set(blind["metrics"]) == {"feature_energy", "subspaces", "owners"}
     assert blind["metrics"]["explained_variance"] == whole["metrics"]["explained_variance"]
+    other = evaluation.evaluate(model, world.batches(250, stream="train"), 1000)
+    assert other["metrics"]["explained_variance"] != whole["metrics"]["explained_variance"]
 
 
 def test_a_plain_iterable_is_used_up_and_results_state_the_rows_they_saw():
-    model = TopGroup(WIDTH, 4, 1)
-    batches = [torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    model = build("topk", width_in=12, n_latents=4, active_latents=1, signed=True)
+    batches = [torch.randn(40, 12, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     assert evaluation.evaluate(model, batches, 1000)["rows"] == 120
     assert evaluation.evaluate(model, iter(batches), 70)["rows"] == 70
     result = evaluation.run(model, batches, 70, [evaluation.Sparsity()])["l0"]
@@ -140,8 +120,8 @@ def test_a_plain_iterable_is_used_up_and_results_state_the_rows_they_saw():
 
 
 def test_bad_requests_are_refused_with_a_sentence():
-    model = TopGroup(WIDTH, 4, 1)
-    good = torch.ones(5, WIDTH)
+    model = build("topk", width_in=12, n_latents=4, active_latents=1)
+    good = torch.ones(5, 12)
     with pytest.raises(UsageError, match="n_rows"):
         evaluation.evaluate(model, [good], 0)
     with pytest.raises(UsageError, match=r"expected \(batch, 12\)"):
