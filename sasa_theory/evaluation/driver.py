@@ -22,10 +22,9 @@ from synthetic.errors import DataError, UsageError
 from synthetic.source import Dataset, Source, require_rows
 
 if TYPE_CHECKING:
-    from synthetic.world import Batch, World
-
     from sasa_theory.models.base import SparseModel
     from sasa_theory.models.normaliser import NormalisedModel
+    from synthetic.world import Batch, World
 
     Model: TypeAlias = SparseModel | NormalisedModel
     Rows: TypeAlias = World | Dataset | Source | Iterable[Tensor]
@@ -97,19 +96,25 @@ def evaluate(
 
 @torch.no_grad()
 def count_owners(
-    model: "Model", world: "World", per_feature: int = 5000, floor: float = 0.005, *, batch_size: int = 2048
+    model: "Model",
+    world: "World",
+    per_feature: int = 5000,
+    floor: float = 0.005,
+    *,
+    seed: int = 0,
+    batch_size: int = 2048,
 ) -> OwnerCountResult:
     """Units strongest somewhere on each manifold (E1), over `per_feature` noise-free points of each feature alone.
 
-    The points are `world.points(i, per_feature)` moved by the world's bias, to where the model was trained.
+    The points are `world.points(i, per_feature, seed)`, which include the world's bias as the rows in training did.
     """
     calculator = OwnerCount(model.blocks()[1], len(world.dims), floor)
     device = next(model.parameters()).device
     for feature in range(len(world.dims)):
-        points = world.points(feature, per_feature)
+        points = world.points(feature, per_feature, seed)
         for start in range(0, per_feature, batch_size):
             truth = _part(points, slice(start, start + batch_size))
-            x = (truth.x if world.bias is None else truth.x + world.bias).to(device)
+            x = truth.x.to(device)
             calculator.update(x, x, model.encode(x), truth)
     return calculator.compute()
 
@@ -175,5 +180,5 @@ def _head(x: Tensor, truth: "Batch | None", n: int) -> "tuple[Tensor, Batch | No
 
 def _part(truth: "Batch", rows: slice) -> "Batch":
     """The truth of some rows of a batch."""
-    per_row = ("x", "index", "coords", "theta")
-    return dataclasses.replace(truth, **{name: getattr(truth, name)[rows] for name in per_row})
+    per_row = {name: getattr(truth, name) for name in ("x", "index", "coords", "theta", "noise")}
+    return dataclasses.replace(truth, **{name: value[rows] for name, value in per_row.items() if value is not None})

@@ -16,7 +16,7 @@ SPEC = {
     "frames": "orthogonal",
     "bias": 2.0,
     "features": [{"manifold": "circle"}, {"manifold": "sphere"}, {"manifold": "disk"}],
-    "support": {"kind": "exactly", "active": 1},
+    "support": {"law": "exact", "active": 1},
 }
 
 
@@ -83,7 +83,7 @@ def test_a_twin_with_turned_frames_does_not_pass():
 
 
 def test_owners_are_counted_on_single_points_also_where_rows_mix_features():
-    world = World.from_spec({**SPEC, "support": {"kind": "exactly", "active": 2}, "noise": 0.01})
+    world = World.from_spec({**SPEC, "support": {"law": "exact", "active": 2}, "noise": 0.01})
     model = planted_model(world, 4, active=2)
     owners = evaluation.count_owners(model, world, 700, batch_size=300)
     np.testing.assert_array_equal(owners.points, 700)
