@@ -8,7 +8,7 @@ Inside this module frames are one tensor (n, d_max, D), float64, whose rows past
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,8 @@ from synthetic.errors import UsageError
 COHERENCE_TOLERANCE = 1e-6
 _RELAX_STEPS = 400
 _CHUNK = 1 << 24
+#: pairs whose Frobenius norm is above the best spectral norm by no more than this are not looked at
+_NEGLIGIBLE = 1e-8
 
 
 def random_frames(dims: Sequence[int], width: int, generator: torch.Generator) -> "Float[Tensor, 'T D']":
@@ -91,41 +93,36 @@ def mutual_coherence(rows: "Float[Tensor, 'T D']", dims: Sequence[int]) -> tuple
         return 0.0, (0, 0)
     rows = rows.double()
     sizes = torch.tensor(dims)
-    frobenius = _block_norms(rows, sizes)
-    first, second = torch.triu_indices(n, n, offset=1)
-    norms = frobenius[first, second]
-    if int(sizes.max()) == 1:
-        top = int(norms.argmax())
-        return float(norms[top]), (int(first[top]), int(second[top]))
-    floor = norms / torch.minimum(sizes[first], sizes[second]).double().sqrt()
-    candidates = (norms >= floor.max() * (1 - 1e-9)).nonzero()[:, 0]
-    candidates = candidates[norms[candidates].argsort(descending=True)]
     table, padded = _padded_rows(sizes), torch.cat((rows, rows.new_zeros(1, rows.shape[1])))
     best, pair = -1.0, (0, 1)
-    for chunk in candidates.split(512):
-        if float(norms[chunk[0]]) <= best:
-            break
-        i, j = first[chunk], second[chunk]
-        values = torch.linalg.matrix_norm(padded[table[i]] @ padded[table[j]].transpose(1, 2), ord=2)
-        top = int(values.argmax())
-        if float(values[top]) > best:
-            best, pair = float(values[top]), (int(i[top]), int(j[top]))
+    for first, norms in _block_norms(rows, sizes):
+        least = torch.minimum(sizes[first : first + len(norms), None], sizes[None, first:]).double().sqrt()
+        floor = max(best, float((norms / least).max()) * (1 - 1e-12))
+        i, j = (norms >= floor).triu(diagonal=1).nonzero(as_tuple=True)
+        order = norms[i, j].argsort(descending=True)
+        for chunk in order.split(512) if len(order) else ():
+            if float(norms[i[chunk[0]], j[chunk[0]]]) <= best + _NEGLIGIBLE:
+                break
+            left, right = i[chunk] + first, j[chunk] + first
+            values = torch.linalg.matrix_norm(padded[table[left]] @ padded[table[right]].transpose(1, 2), ord=2)
+            top = int(values.argmax())
+            if float(values[top]) > best:
+                best, pair = float(values[top]), (int(left[top]), int(right[top]))
     return best, pair
 
 
-def _block_norms(rows: "Float[Tensor, 'T D']", sizes: Tensor) -> "Float[Tensor, 'n n']":
-    """||V_i^T V_j||_F for all pairs, in chunks of features."""
+def _block_norms(rows: "Float[Tensor, 'T D']", sizes: Tensor) -> "Iterator[tuple[int, Float[Tensor, 'm n']]]":
+    """(a, norms) in chunks of features: norms[i, j] = ||V_{a+i}^T V_{a+j}||_F for j > i, zero for j <= i."""
     n, ends = len(sizes), sizes.cumsum(0)
     starts, owner = ends - sizes, torch.repeat_interleave(torch.arange(n), sizes)
-    out = rows.new_zeros(n, n)
     per_chunk = max(1, _CHUNK // (len(rows) * int(sizes.max())))
     for a in range(0, n, per_chunk):
         b = min(n, a + per_chunk)
-        part = slice(int(starts[a]), int(ends[b - 1]))
-        gram = rows @ rows[part].T
-        columns = gram.new_zeros(n, gram.shape[1]).index_add_(0, owner, gram.square_())
-        out[a:b] = gram.new_zeros(b - a, n).index_add_(0, owner[part] - a, columns.T).sqrt_()
-    return out
+        rest, part = slice(int(starts[a]), None), slice(int(starts[a]), int(ends[b - 1]))
+        gram = (rows[rest] @ rows[part].T).square_()
+        columns = gram.new_zeros(n - a, gram.shape[1]).index_add_(0, owner[rest] - a, gram)
+        norms = gram.new_zeros(b - a, n - a).index_add_(0, owner[part] - a, columns.T).sqrt_()
+        yield a, norms.triu_(diagonal=1)
 
 
 def _padded_rows(sizes: Tensor) -> Tensor:
@@ -198,7 +195,7 @@ def _relax(frames: "Float[Tensor, 'n d D']", dims: Sequence[int], coherence: flo
         best = min(best, reached)
         if reached <= coherence:
             return frames
-        over = (_block_norms(rows, sizes) > target).triu(diagonal=1).nonzero()
+        over = torch.cat([(norms > target).nonzero() + first for first, norms in _block_norms(rows, sizes)])
         excess = rows.new_zeros(total + 1, total + 1)
         for i, j in (part.unbind(1) for part in over.split(8192)):
             u, values, v = torch.linalg.svd(frames[i] @ frames[j].transpose(1, 2))

@@ -10,8 +10,7 @@ Features without a parent ("roots") are drawn first:
 and then, level by level, the children of active features: child c with probability q_c given its parent, or, where
 siblings exclude each other, at most one of them, child c with probability q_c. All marginal rates are exact.
 
-Nothing here is (rows, features) sized but the copula: independent roots are drawn as a Poisson process of hits, whose
-cells are hit at least once with probability 1 - exp(-lambda) = p.
+Work goes with the number of activations, not with rows times features (but for the scores of the copula).
 """
 
 from collections.abc import Sequence
@@ -27,6 +26,8 @@ from synthetic.rates import read_hierarchy, read_rates, winning_rates
 from synthetic.spec import Fields
 
 Pairs = tuple[Tensor, Tensor]
+#: most (row, feature) cells whose rates are computed at a time
+_CHUNK = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,11 @@ class Support:
             row, feature = self._exact(rows, generator)
         elif len(self._loadings):
             row, feature = self._copula(rows, generator)
+        elif len(self._own):
+            row, root = _cells(self._own, rows, generator)
+            feature = self._roots[root]
         else:
-            row, feature = self._poisson(rows, generator)
+            row = feature = torch.zeros(0, dtype=torch.int64)
         found = [(row, feature)]
         if self._sets is not None:
             everywhere = torch.arange(rows).repeat_interleave(len(self._sets.child))
@@ -130,24 +134,39 @@ class Support:
             chosen[:, slot] = torch.where(taken, last, draw)
         return torch.arange(rows).repeat_interleave(s), self._roots[chosen.reshape(-1)]
 
-    def _poisson(self, rows: int, generator: torch.Generator) -> Pairs:
-        """Independent Bernoulli cells as cells of a Poisson process that were hit at least once."""
-        intensity = -torch.log1p(-self._own.clamp_max(1 - 1e-16))
-        hits = torch.poisson(intensity * rows, generator=generator).long()
-        root = torch.repeat_interleave(torch.arange(len(hits)), hits)
-        row = torch.randint(0, max(1, rows), (len(root),), generator=generator)
-        key = torch.unique(row * max(1, len(hits)) + root)
-        return key // max(1, len(hits)), self._roots[key % max(1, len(hits))]
-
     def _copula(self, rows: int, generator: torch.Generator) -> Pairs:
-        loadings = self._loadings
-        factors = torch.randn(rows, loadings.shape[1], generator=generator)
-        rest = (1 - loadings.square().sum(dim=1)).sqrt()
-        threshold = torch.special.ndtri(self._own).float()
-        given = torch.special.ndtr(torch.addmm(threshold / rest, factors, (loadings / -rest[:, None]).T))
-        on = torch.rand(given.shape, generator=generator) < given
-        row, root = on.nonzero(as_tuple=True)
-        return row, self._roots[root]
+        """Given the factors f, roots are independent with rates Phi((Phi^-1(p_i) - L_i f) / sqrt(1 - ||L_i||^2)).
+
+        Cells are drawn at each root's highest rate among the rows, then kept in proportion to the row's own.
+        """
+        rest = (1 - self._loadings.square().sum(dim=1)).sqrt()
+        threshold = torch.special.ndtri(self._own).float() / rest
+        found, chunk = [], max(1, _CHUNK // len(rest))
+        for start in range(0, rows, chunk):
+            factors = torch.randn(min(chunk, rows - start), self._loadings.shape[1], generator=generator)
+            score = torch.addmm(threshold, factors, (self._loadings / -rest[:, None]).T)
+            highest = torch.special.ndtr(score.amax(dim=0))
+            row, root = _cells(highest.double(), len(factors), generator)
+            chance = torch.special.ndtr(score[row, root]) / highest[root]
+            kept = torch.rand(len(row), generator=generator) < chance
+            found.append((row[kept] + start, self._roots[root[kept]]))
+        return torch.cat([row for row, _ in found]), torch.cat([feature for _, feature in found])
+
+
+def _cells(rates: "Float[Tensor, ' m']", rows: int, generator: torch.Generator) -> Pairs:
+    """(row, column) of independent Bernoulli cells, column i at rate rates_i.
+
+    Rare ones are the cells that a Poisson process of intensity -log(1 - rate) hits at least once: the work is that of
+    the hits, not of rows times columns.
+    """
+    if float(rates.mean()) > 0.05:
+        return (torch.rand(rows, len(rates), generator=generator) < rates).nonzero(as_tuple=True)  # type: ignore[return-value]
+    intensity = -torch.log1p(-rates.clamp_max(1 - 1e-16))
+    hits = torch.poisson(intensity * rows, generator=generator).long()
+    column = torch.repeat_interleave(torch.arange(len(hits)), hits)
+    row = torch.randint(0, rows, (len(column),), generator=generator)
+    key = torch.unique(row * len(hits) + column)
+    return key // len(hits), key % len(hits)
 
 
 def _born(tables: Tables, row: Tensor, node: Tensor, generator: torch.Generator) -> Pairs:

@@ -161,7 +161,7 @@ class World:
 
     def sample(self, n: int, generator: "torch.Generator | int", device: "torch.device | str" = "cpu") -> Batch:
         """`n` rows with their truth, drawn from a CPU generator or a seed."""
-        generator = _as_generator(generator)
+        n, generator = _as_count(n), _as_generator(generator)
         index, coords, theta = self._draw(*self.support.sample(n, generator), n, generator)
         noise = None
         if self._noise_std:
@@ -178,8 +178,8 @@ class World:
         """
         if not 0 <= feature < len(self.features):
             raise UsageError(f"feature {feature} does not exist; the world has features 0 to {len(self.features) - 1}")
-        rows = torch.arange(n)
-        index, coords, theta = self._draw(rows, torch.full((n,), feature), n, _as_generator(generator))
+        n, generator = _as_count(n), _as_generator(generator)
+        index, coords, theta = self._draw(torch.arange(n), torch.full((n,), feature), n, generator)
         return self._batch(index, coords, theta, None, device)
 
     def statistics(self) -> WorldStatistics:
@@ -282,7 +282,7 @@ class World:
         flat *= self.scales.float()[feature, None]
         counts = torch.bincount(row, minlength=n)
         slot = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-        slots = max(1, int(counts.max())) if n else 1
+        slots = max(1, int(counts.max()))
         index = torch.full((n, slots), -1, dtype=torch.int64)
         coords = torch.zeros(n, slots, widest)
         theta = torch.zeros(n, slots, parameters)
@@ -370,8 +370,14 @@ def _distinct(kinds: list[Kind]) -> "tuple[list[Kind], Int[Tensor, ' n']]":
 
 
 def _as_generator(generator: "torch.Generator | int") -> torch.Generator:
-    if isinstance(generator, torch.Generator):
+    if isinstance(generator, torch.Generator) and generator.device.type == "cpu":
         return generator
     if isinstance(generator, bool) or not isinstance(generator, int):
         raise UsageError(f"the generator is {generator!r}; expected a torch.Generator on the CPU, or a seed")
     return torch.Generator().manual_seed(generator)
+
+
+def _as_count(n: int) -> int:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise UsageError(f"the number of rows is {n!r}; expected an integer >= 1")
+    return n
