@@ -269,6 +269,17 @@ def test_a_flipped_byte_is_detected_and_named(tmp_path_factory, data):
     assert torch.equal(rows, store.rows(range(len(store))))
 
 
+def test_every_flipped_byte_of_the_manifest_is_detected(tmp_path):
+    store = write_store(tmp_path / "s", [4] * 6, 3, shard_rows=8)
+    file = store.path / "manifest.json"
+    content = file.read_bytes()
+    for place, old in enumerate(content):
+        if chr(old) not in " \n":
+            file.write_bytes(content[:place] + bytes([old ^ 1]) + content[place + 1 :])
+            with pytest.raises(LabError):
+                ActivationStore(store.path)
+
+
 def test_damage_is_found_at_first_use_and_written_anew(tmp_path, caplog):
     appends = [4] * 10
     store = write_store(tmp_path / "s", appends, 3, shard_rows=8)
