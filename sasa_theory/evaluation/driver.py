@@ -16,8 +16,9 @@ from torch import Tensor
 
 from sasa_theory.evaluation.base import Calculator, describe
 from sasa_theory.evaluation.planted import FeatureEnergy, OwnerCount, OwnerCountResult
-from sasa_theory.evaluation.reconstruction import Cosine, DeadShare, ExplainedVariance, Sparsity
+from sasa_theory.evaluation.reconstruction import Cosine, DeadShare, ExplainedVariance, Sparsity, Units
 from sasa_theory.evaluation.subspaces import Subspaces, UnitRanks, decoder_cosine
+from sasa_theory.models.codes import Codes
 from synthetic.errors import DataError, UsageError
 from synthetic.source import Dataset, Source, require_rows
 
@@ -37,7 +38,7 @@ def standard_calculators(model: "Model", world: "World | None" = None) -> list[C
     """
     encoder, decoder = model.blocks()
     calculators: list[Calculator] = [
-        ExplainedVariance(getattr(model, "normaliser", None)),
+        ExplainedVariance(_normalised_units(model)),
         Cosine(),
         Sparsity(),
         DeadShare(),
@@ -153,6 +154,19 @@ def feed(
     if seen == 0:
         raise DataError("the source ended before its first row; nothing was evaluated")
     return seen
+
+
+def _normalised_units(model: "Model") -> Units | None:
+    """How a normalised model saw a batch in training: the normalised rows and the inner model's reconstruction."""
+    normaliser = getattr(model, "normaliser", None)
+    if normaliser is None:
+        return None
+    inner = cast("NormalisedModel", model).model
+
+    def units(x: Tensor, codes: Codes) -> tuple[Tensor, Tensor]:
+        return normaliser.apply(x), inner.decode(codes)
+
+    return units
 
 
 def _stream(source: "Rows", size: int, device: torch.device) -> "Callable[[], tuple[Tensor, Batch | None]]":

@@ -6,6 +6,7 @@ One definition, streamed in float64. The total is kept by merging each batch's m
 Golub & LeVeque 1983), which stays exact when the mean is large; raw second moments minus a squared mean do not.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,7 +21,8 @@ from synthetic.errors import LabError, UsageError
 if TYPE_CHECKING:
     from synthetic.world import Batch
 
-    from sasa_theory.models.normaliser import Normaliser
+#: (x, codes) -> (x, xhat), both in normalised units
+Units = Callable[[Tensor, Codes], tuple[Tensor, Tensor]]
 
 
 class CentredSquares:
@@ -52,7 +54,7 @@ class CentredSquares:
 class ExplainedVarianceResult:
     explained_variance: float = field(metadata=higher("share", "1 - sum||x-xhat||^2 / sum||x-mean||^2, in raw units"))
     explained_variance_normalised: float | None = field(
-        metadata=higher("share", "the same in the normaliser's units; None when the model has no normaliser")
+        metadata=higher("share", "the same in the model's normalised units; None when the model has no normaliser")
     )
     mean_squared_error: float = field(
         metadata=lower("raw units squared", "mean over rows of ||x-xhat||^2, summed over D")
@@ -62,17 +64,17 @@ class ExplainedVarianceResult:
 
 
 class ExplainedVariance:
-    """Explained variance in raw units and, given a `normaliser`, in its units too.
+    """Explained variance in raw units and, given `units`, in the model's normalised units too.
 
-    In normalised units x and xhat are both mapped by the normaliser of x (a layer norm's per-row statistics are
-    those of x). Raises LabError when every row is the same: no variance can be explained.
+    units   (x, codes) -> (x', xhat'): a batch and its reconstruction as the model saw them in training.
+    Raises LabError when every row is the same: no variance can be explained.
     """
 
     name: ClassVar[str] = "explained_variance"
     needs_truth: ClassVar[bool] = False
 
-    def __init__(self, normaliser: "Normaliser | None" = None) -> None:
-        self.normaliser = normaliser
+    def __init__(self, units: Units | None = None) -> None:
+        self.units = units
         self._squares, self._error = CentredSquares(), 0.0
         self._normalised_squares, self._normalised_error = CentredSquares(), 0.0
 
@@ -82,16 +84,16 @@ class ExplainedVariance:
         require_same_shape(x, xhat)
         self._squares.update(x)
         self._error += squared_distance(x, xhat)
-        if self.normaliser is not None:
-            normal, context = self.normaliser.apply(x)
+        if self.units is not None:
+            normal, rebuilt = self.units(x, codes)
             self._normalised_squares.update(normal)
-            self._normalised_error += squared_distance(normal, self.normaliser.apply_with(xhat, context))
+            self._normalised_error += squared_distance(normal, rebuilt)
 
     def compute(self) -> ExplainedVarianceResult:
         rows = self._squares.count
         require_some(rows, self.name)
         normalised = None
-        if self.normaliser is not None:
+        if self.units is not None:
             normalised = explained(self._normalised_error, self._normalised_squares.total, rows)
         return ExplainedVarianceResult(
             explained_variance=explained(self._error, self._squares.total, rows),

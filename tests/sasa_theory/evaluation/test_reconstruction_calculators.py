@@ -69,17 +69,17 @@ def test_explained_variance_fixed_points_and_the_wrong_formula():
     assert abs(explained(x, xhat) - float(per_dimension)) > 0.05
 
 
-@dataclasses.dataclass
-class RowNorm:
-    """A normaliser whose statistics are those of each input row, as a layer norm's."""
-
-    def apply(self, x):
-        mean, scale = x.mean(1, keepdim=True), x.std(1, keepdim=True)
-        return (x - mean) / scale, (mean, scale)
-
-    def apply_with(self, xhat, context):
-        mean, scale = context
-        return (xhat - mean) / scale
+def test_normalised_units_are_reported_beside_raw_ones():
+    x, _ = rows(2, 300, 5)
+    scale = torch.rand(300, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 9 + 1
+    normal = x / scale
+    codes = Codes(None, 0.9 * normal[:, None], 1)  # xhat' = .9 x'
+    calculator = evaluation.ExplainedVariance(units=lambda batch, codes: (normal, codes.values[:, 0]))
+    calculator.update(x, 0.9 * normal * scale, codes)
+    result = calculator.compute()
+    assert result.explained_variance == pytest.approx(formula(x, 0.9 * x))
+    assert result.explained_variance_normalised == pytest.approx(formula(normal, 0.9 * normal))
+    assert abs(result.explained_variance - result.explained_variance_normalised) > 1e-4
 
 
 def test_equal_rows_have_no_explained_variance():
