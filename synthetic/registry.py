@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from synthetic.errors import UsageError, unknown
 
 T = TypeVar("T")
+_loaded: list[str] = []
 
 
 class Registry(Generic[T]):
@@ -71,3 +72,9 @@ def load_plugin(path: str | Path) -> None:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"plugin {str(path)!r} does not import: {type(error).__name__}: {error}") from error
+    _loaded.append(str(file))
+
+
+def loaded_plugins() -> list[str]:
+    """Paths of the plugins loaded so far (worker processes load the same)."""
+    return list(_loaded)

@@ -1,0 +1,314 @@
+"""One loop trains every architecture on any source of rows.
+
+    rows -> normaliser -> model.loss -> backward -> clip -> Adam -> model.post_step -> firing statistics
+
+The state of a run (weights, moments, normaliser, firing window, position in the data, step) is one file, so a run that
+was stopped, by a signal, a time limit or a power cut, goes on from its last checkpoint and ends bit for bit where the
+straight run ends (same machine and thread count). Beside it lies the export in raw units, a SAELens directory.
+"""
+
+import contextlib
+import itertools
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sasa_theory import saelens
+from sasa_theory.files import write_text
+from sasa_theory.models.base import Loss, SparseModel
+from sasa_theory.models.normaliser import NormalisedModel, Normaliser
+from sasa_theory.training import parallel
+from sasa_theory.training.firing import FiringTracker
+from sasa_theory.training.settings import TrainSettings
+from sasa_theory.training.state import load_state, save_state
+from synthetic.errors import DataError, Interrupted, UsageError
+from synthetic.source import PlainSource, Source, as_source, require_rows
+
+STATE, LOG = "trainer_state.safetensors", "log.jsonl"
+#: rows from which the normaliser is fitted and a decoder started on data (more if it has more columns)
+FIT_ROWS = 16_384
+
+
+class Trainer:
+    """Train `model` on `source` (any iterator of (batch, D) tensors).
+
+    out       directory for checkpoints, log and export; None: nothing is written, nothing can be resumed.
+    device    where model and batches go.
+    deadline  time.monotonic() value after which the run saves itself and raises Interrupted.
+    progress  tqdm bar on stderr (None: when stderr is a terminal).
+
+    The model's initial weights are drawn here, from `settings.seed`. Raises UsageError for a source of another width.
+    """
+
+    def __init__(
+        self,
+        model: SparseModel,
+        source: "Source | Iterable[Tensor]",
+        settings: TrainSettings,
+        *,
+        out: str | Path | None = None,
+        device: "torch.device | str" = "cpu",
+        deadline: float | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        self.source = as_source(source)
+        if self.source.width != model.width_in:
+            raise UsageError(f"the data have width {self.source.width}, the model {model.width_in}; they must be equal")
+        self.device = torch.device(device)
+        self.model, self.settings = model.to(self.device), settings
+        self.out = Path(out) if out is not None else None
+        self.deadline, self.progress = deadline, progress
+        self.firing = FiringTracker(model.n_units, settings.dead_window, settings.dead_threshold, self.device)
+        self.optimizer = _optimizer(model, settings)
+        self.normaliser: Normaliser | None = None
+        self.step = 0
+        self._log: list[str] = []
+        self._rows: Iterator[Tensor] = self.source
+
+    @property
+    def state_file(self) -> Path | None:
+        """Where the state lies, or would lie."""
+        return self.out / STATE if self.out is not None else None
+
+    def fit(self, resume: bool = False) -> "SparseModel | NormalisedModel":
+        """Train to the last step and return the model in raw units.
+
+        `resume` continues from the checkpoint in `out` (UsageError when there is none, or when it is of another model,
+        data or settings). Raises Interrupted after saving when stopped, DataError for NaN or Inf in the data.
+        """
+        if resume:
+            self._restore()
+        else:
+            if self.state_file is not None and self.state_file.exists():
+                raise UsageError(f"{self.out} already holds a training state; resume it, or give another directory")
+            self._start()
+        with _signals() as stopped:
+            bar = tqdm(
+                total=self.settings.steps,
+                initial=self.step,
+                desc=f"train {self.model.architecture}" + (f" -> {self.out}" if self.out else ""),
+                disable=None if self.progress is None else not self.progress,
+                unit="step",
+                leave=False,
+            )
+            with bar:
+                while self.step < self.settings.steps:
+                    self._train_step()
+                    bar.update()
+                    last = self.step == self.settings.steps
+                    if last or self.step % self.settings.checkpoint_every == 0:
+                        self.save()
+                    if not last and (stopped or self._late()):
+                        self.save()
+                        why = f"signal {stopped[0]}" if stopped else "time limit"
+                        where = f"state saved in {self.out}" if self.out else "no directory was given, nothing is saved"
+                        raise Interrupted(f"stopped by {why} at step {self.step} of {self.settings.steps}; {where}")
+        return self.result()
+
+    def result(self) -> "SparseModel | NormalisedModel":
+        """The model in raw units, as it stands."""
+        self.model.eval()
+        if self.normaliser is None or self.normaliser.kind == "none":
+            return self.model
+        return NormalisedModel(self.model, self.normaliser)
+
+    # ---- one step --------------------------------------------------------------------------------------------
+
+    def _train_step(self) -> None:
+        settings, model = self.settings, self.model
+        assert self.normaliser is not None
+        try:
+            x = next(self._rows)
+        except StopIteration:
+            raise DataError(
+                f"the data ended after {self.step} of {settings.steps} steps; give more rows or fewer steps"
+            ) from None
+        if self.step == 0 or x.ndim != 2 or x.shape[1] != model.width_in:
+            require_rows(x, model.width_in, f"batch {self.step}")
+        x = x.to(self.device, torch.float32, non_blocking=True)
+        z, restore = self.normaliser.forward(x)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.rate(self.step)
+        autocast = settings.autocast and self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
+            loss = model.loss(z, self.firing.dead(), settings.penalty_scale(self.step))
+        if self.device.type == "cpu" or (self.step + 1) % settings.log_every == 0:  # on a GPU, asking is a sync
+            self._require_finite(loss, x)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        parallel.average_gradients(model)
+        if settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], settings.clip_norm)
+        self.optimizer.step()
+        model.post_step(loss)
+        parallel.average_buffers(model)
+        self.firing.update(loss.codes)
+        self.step += 1
+        if self.step % settings.log_every == 0 or self.step == settings.steps:
+            self._log.append(json.dumps(self._line(loss, x, z, restore)))
+
+    def _require_finite(self, loss: Loss, x: Tensor) -> None:
+        if not bool(torch.isfinite(loss.total)):
+            require_rows(x, self.model.width_in, f"batch {self.step}")
+            raise DataError(f"the loss is not finite at step {self.step} though the data are; lower the learning rate")
+
+    @torch.no_grad()
+    def _line(self, loss: Loss, x: Tensor, z: Tensor, restore: Any) -> dict[str, Any]:
+        """One line of the log; no clock in it, so that a resumed run writes the straight run's log."""
+        dead = self.firing.dead()
+        xhat = loss.xhat.float()
+        return {
+            "step": self.step,
+            "rows": self.step * self.settings.batch_size * parallel.world_size(),
+            "lr": self.settings.rate(self.step - 1),
+            "loss": float(loss.total),
+            **{f"loss_{name}": float(part) for name, part in loss.parts.items()},
+            "explained_variance_normalised": _explained(z, xhat),
+            "explained_variance_raw": _explained(x, restore(xhat)),
+            "l0": float(loss.codes.l0().float().mean()),
+            "l0_units": float(loss.codes.l0_units().float().mean()),
+            "dead_share": None if dead is None else float(dead.float().mean()),
+        }
+
+    def _late(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    # ---- start, stop, resume ---------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Fit the normaliser on the first rows, draw the weights, put the rows back."""
+        settings, model = self.settings, self.model
+        columns = model.n_units * model.rank if settings.initialise == "data" else 0
+        wanted = max(FIT_ROWS, columns) if settings.normalise != "none" or columns else 1
+        rows = self._peek(wanted)
+        require_rows(rows, model.width_in, "the first batches")
+        self.normaliser = Normaliser.fit(settings.normalise, rows, settings.outlier_cap).to(self.device)
+        z, _ = self.normaliser.forward(rows.to(self.device))
+        mean = z.mean(dim=0) if len(z) > model.width_in else torch.zeros_like(z[0])
+        generator = torch.Generator().manual_seed(settings.seed)
+        model.initialise(generator, z - mean if settings.initialise == "data" else None)
+        if settings.initialise == "data":
+            # every architecture reconstructs h - b_dec, so all start from the mean alike
+            with torch.no_grad():
+                model.b_dec.copy_(mean)
+        parallel.broadcast(model)
+
+    def _peek(self, n: int) -> Tensor:
+        """At least `n` rows (or all there are) from the front of the source, which stays where it was."""
+        state = None if isinstance(self.source, PlainSource) else self.source.state_dict()
+        batches: list[Tensor] = []
+        while sum(map(len, batches)) < n:
+            try:
+                batches.append(next(self.source))
+            except StopIteration:
+                break
+        if not batches:
+            raise UsageError("the data have no rows; give an iterator of (batch, D) tensors")
+        if state is None:
+            self._rows = itertools.chain(batches, self.source)
+        else:
+            self.source.load_state_dict(state)
+        for i, batch in enumerate(batches):
+            require_rows(batch, self.model.width_in, f"batch {i}")
+        return torch.cat(batches).float()
+
+    def save(self) -> None:
+        """Write state, log and export; nothing happens without an `out` directory."""
+        if self.out is None or self.state_file is None:
+            return
+        sources = parallel.gather_states(self.source.state_dict())
+        if not parallel.is_first():
+            return
+        assert self.normaliser is not None
+        for name, tensor in self.model.state_dict().items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise DataError(f"{name} is not finite at step {self.step}; nothing was saved. Lower the learning rate")
+        state = {
+            "step": self.step,
+            "architecture": self.model.architecture,
+            "model_settings": self.model.settings(),
+            "settings": self.settings.as_dict(),
+            "model": self.model.state_dict(),
+            "optimizer": {str(i): s for i, s in self.optimizer.state_dict()["state"].items()},
+            "normaliser": self.normaliser.state(),
+            "firing": self.firing.state_dict(),
+            "sources": sources,
+            "log_lines": len(self._log),
+        }
+        # the log first: a state never counts lines that are not there
+        write_text(self.out / LOG, "".join(line + "\n" for line in self._log))
+        save_state(self.state_file, state)
+        training = {"steps": self.step, "rows": self.step * self.settings.batch_size, **self.settings.as_dict()}
+        saelens.save(self.result(), self.out, metadata={"sasa_lab_training": training})
+        self.model.train()
+
+    def _restore(self) -> None:
+        if self.state_file is None or self.out is None:
+            raise UsageError("nothing to resume: the trainer has no directory")
+        state = load_state(self.state_file)
+        here = {
+            "architecture": self.model.architecture,
+            "model_settings": json.loads(json.dumps(self.model.settings())),
+            "settings": self.settings.as_dict(),
+        }
+        for key, value in here.items():
+            if state[key] != value:
+                raise UsageError(f"{self.out} was trained with {key} {state[key]}, not {value}; resume with the same")
+        if len(state["sources"]) != parallel.world_size():
+            raise UsageError(f"{self.out} ran on {len(state['sources'])} processes, not {parallel.world_size()}")
+        self.normaliser = Normaliser.from_state(state["normaliser"]).to(self.device)
+        self.model.load_state_dict(state["model"])
+        moments = {int(i): s for i, s in state["optimizer"].items()}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.firing.load_state_dict(state["firing"])
+        self.source.load_state_dict(state["sources"][parallel.rank()])
+        self.step = int(state["step"])
+        log = self.out / LOG
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        self._log = lines[: state["log_lines"]]
+
+
+def _optimizer(model: SparseModel, settings: TrainSettings) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(
+            parameters, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+        )
+    return torch.optim.Adam(parameters, settings.lr, betas=settings.betas, fused=True)
+
+
+def _explained(x: Tensor, xhat: Tensor) -> float:
+    """1 - sum||x - xhat||^2 / sum||x - mean||^2 of one batch."""
+    x, xhat = x.double(), xhat.double()
+    total = (x - x.mean(dim=0)).square().sum()
+    return float(1 - (x - xhat).square().sum() / total.clamp_min(1e-300))
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that receives SIGINT or SIGTERM instead of the process; the second one acts as usual."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _: Any) -> None:
+        received.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
