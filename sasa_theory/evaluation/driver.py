@@ -144,8 +144,8 @@ def feed(
             x, truth = _head(x, truth, n_rows - seen)
             require_rows(x, model.width_in, f"the batch starting at row {seen}")
             x = x.to(device)
-            codes = model.encode(x)
-            xhat = model.decode(codes)
+            # together: behind a layer norm, decoding needs the input
+            xhat, codes = model.reconstruct(x)
             for calculator in calculators:
                 calculator.update(x, xhat, codes, truth)
             seen += len(x)

@@ -5,6 +5,7 @@ from sasa_theory.models.batchtopk import BatchTopK
 from sasa_theory.models.codes import Codes
 from sasa_theory.models.gated import Gated
 from sasa_theory.models.jumprelu import JumpReLU
+from sasa_theory.models.normaliser import NormalisedModel, Normaliser
 from sasa_theory.models.registry import architectures, build
 from sasa_theory.models.relu import ReLU
 from sasa_theory.models.sasa import SASA
@@ -17,6 +18,8 @@ __all__ = [
     "Gated",
     "JumpReLU",
     "Loss",
+    "NormalisedModel",
+    "Normaliser",
     "ReLU",
     "SparseModel",
     "TopK",

@@ -128,9 +128,14 @@ class SparseModel(nn.Module):
         """codes W_dec + b_dec; gated codes gather only the active blocks."""
         return combine(codes, self.W_dec) + self.b_dec
 
+    def reconstruct(self, x: "Float[Tensor, 'B D']") -> "tuple[Float[Tensor, 'B D'], Codes]":
+        """The reconstruction decode(encode(x)), and its codes."""
+        codes = self.encode(x)
+        return self.decode(codes), codes
+
     def forward(self, x: "Float[Tensor, 'B D']") -> "Float[Tensor, 'B D']":
-        """The reconstruction, decode(encode(x))."""
-        return self.decode(self.encode(x))
+        """The reconstruction alone."""
+        return self.reconstruct(x)[0]
 
     def blocks(self) -> "tuple[Float[Tensor, 'K D r'], Float[Tensor, 'K r D']]":
         """Encoder and decoder block of each unit, (K, D, r) and (K, r, D); the map of unit k is enc[k] @ dec[k].
