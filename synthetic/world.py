@@ -93,7 +93,7 @@ class World:
     """
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
-        fields = Fields(dict(spec), "world")
+        fields = Fields(dict(spec) if isinstance(spec, Mapping) else spec, "world")
         self.width = fields.integer("width", low=1)
         self.seed = fields.integer("seed", 0)
         groups, group_specs = read_groups(fields.raw("features"))
@@ -237,7 +237,8 @@ class World:
         self.scales *= factor
         self.bias = self.bias * factor
         self._noise_std *= factor
-        self.__dict__.pop("moments", None)
+        raw = self.moments
+        self.moments = Moments(raw.mean * factor, raw.energy * factor**2, raw.standard_error * factor**2)
 
     def _total_energy(self) -> float:
         bias = self.bias.double()
