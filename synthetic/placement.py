@@ -54,13 +54,16 @@ def coherent_frames(
     bound = welch_bound(dims, width)
     if coherence < bound - 1e-12:
         raise UsageError(
-            f"coherence {coherence:g} is out of reach: {sum(dims)} dimensions in {width} force at least {bound:.4f} "
-            "(Welch bound); raise it, or raise the width"
+            f"coherence {coherence:g} is out of reach: {sum(dims)} dimensions in {width} force at least {bound:.4f}; "
+            "raise it, or raise the width"
         )
     if coherence == 0:
         return orthogonal_frames(dims, width, generator)
     start = _random(dims, width, generator)
-    if _coherence(start, dims) >= coherence:
+    reached = _coherence(start, dims)
+    if abs(reached - coherence) <= COHERENCE_TOLERANCE / 20:
+        return _stack(start, dims)
+    if reached > coherence:
         high = start
         if sum(dims) <= width:
             low = _orthogonal(dims, width, generator)
@@ -74,12 +77,18 @@ def coherent_frames(
 
 
 def welch_bound(dims: Sequence[int], width: int) -> float:
-    """The least mutual coherence that subspaces of these dimensions can have in R^width (0 when they fit)."""
-    total = sum(dims)
-    ordered = sorted(dims)
+    """The least mutual coherence that subspaces of these dimensions can have in R^width, as far as it is proved here.
+
+    The Welch bound above (0 when all fit), or 1 when the two largest subspaces must intersect.
+    """
+    total, ordered = sum(dims), sorted(dims)
+    if len(ordered) < 2:
+        return 0.0
+    if ordered[-1] + ordered[-2] > width:
+        return 1.0
     # sum over ordered pairs i != j of min(d_i, d_j): the k-th smallest is the minimum with everything above it
     pairs = 2 * sum(d * (len(ordered) - 1 - k) for k, d in enumerate(ordered))
-    return math.sqrt(max(0.0, (total**2 / width - total) / pairs)) if pairs else 0.0
+    return math.sqrt(max(0.0, total**2 / width - total) / pairs)
 
 
 def mutual_coherence(rows: "Float[Tensor, 'T D']", dims: Sequence[int]) -> tuple[float, tuple[int, int]]:

@@ -66,9 +66,7 @@ def test_orthogonal_frames_that_do_not_fit() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(DIMS, st.integers(5, 30), st.floats(0, 1), SEEDS)
-def test_prescribed_coherence_is_reached_or_refused(
-    dims: list[int], width: int, coherence: float, seed: int
-) -> None:
+def test_prescribed_coherence_is_reached_or_refused(dims: list[int], width: int, coherence: float, seed: int) -> None:
     """Reached to 1e-6; refused only below what random frames have, and always below the Welch bound."""
     try:
         rows = coherent_frames(dims, width, coherence, rng(seed))
@@ -97,7 +95,8 @@ def test_welch_bound_is_the_stated_sum(dims: list[int], width: int, seed: int) -
     rows, total = random_frames(dims, width, rng(seed)).double(), sum(dims)
     assert float((rows @ rows.T).square().sum()) >= total**2 / width - 1e-4
     pairs = sum(min(a, b) for i, a in enumerate(dims) for j, b in enumerate(dims) if i != j)
-    assert welch_bound(dims, width) == pytest.approx(math.sqrt(max(0, total**2 / width - total) / pairs), abs=1e-12)
+    stated = math.sqrt(max(0, total**2 / width - total) / pairs) if sum(sorted(dims)[-2:]) <= width else 1.0
+    assert welch_bound(dims, width) == pytest.approx(stated, abs=1e-12)
 
 
 def test_welch_bound_is_reached_by_an_equiangular_frame() -> None:
@@ -113,6 +112,7 @@ def test_welch_bound_is_reached_by_an_equiangular_frame() -> None:
     [
         ([1, 1, 1], 2, 0.49, "out of reach: 3 dimensions in 2 force at least 0.5000"),
         ([2] * 12, 8, 0.45, "out of reach"),
+        ([4, 1, 3], 6, 0.9, "out of reach: 8 dimensions in 6 force at least 1.0000"),
         ([2], 8, 0.5, "one feature alone"),
         ([2, 2], 8, 1.5, "coherence is 1.5"),
         ([9, 2], 8, 0.5, "dimension 9 does not fit into width 8"),
@@ -121,6 +121,12 @@ def test_welch_bound_is_reached_by_an_equiangular_frame() -> None:
 def test_coherence_out_of_reach_is_refused(dims: list[int], width: int, coherence: float, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         coherent_frames(dims, width, coherence, rng(0))
+
+
+def test_subspaces_that_must_intersect_have_coherence_one() -> None:
+    for coherence in (None, 1.0):
+        rows = random_frames([4, 3], 6, rng(0)) if coherence is None else coherent_frames([4, 3], 6, 1.0, rng(0))
+        assert brute_coherence(rows, [4, 3]) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_coherence_of_many_features_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,9 @@ def test_cofiring_keeps_rates_and_has_the_copulas_pair_probabilities(
     pairs = list(itertools.combinations(range(n), 2))
     threshold = stats.norm.ppf(rate)
     expected = [
-        stats.multivariate_normal.cdf([threshold] * 2, cov=[[1, float(correlation[i, j])], [float(correlation[i, j]), 1]])
+        stats.multivariate_normal.cdf(
+            [threshold] * 2, cov=[[1, float(correlation[i, j])], [float(correlation[i, j]), 1]]
+        )
         for i, j in pairs
     ]
     both = torch.stack([active[:, i] & active[:, j] for i, j in pairs], dim=1)
@@ -263,18 +265,27 @@ INDEPENDENT = {"law": "independent", "rates": 0.1}
         ({**INDEPENDENT, "exclusive": [[0, 1], [1, 2]]}, "names feature 1 twice"),
         ({**INDEPENDENT, "exclusive": 3}, "expected a list of lists"),
         ({"law": "independent", "rates": 0.6, "exclusive": [[0, 1]]}, "rates add up to 1.2"),
-        ({**INDEPENDENT, "exclusive": [[0, 1]], "cofiring": {"rank": 1, "strength": 0.5}}, "both cofiring and exclusive"),
+        (
+            {**INDEPENDENT, "exclusive": [[0, 1]], "cofiring": {"rank": 1, "strength": 0.5}},
+            "both cofiring and exclusive",
+        ),
         ({**INDEPENDENT, "hierarchy": {"parents": [-1, 0]}}, "expected a list of 5"),
         ({**INDEPENDENT, "hierarchy": {"parents": [-1, 0, 7, 0, 0]}}, r"parents\[2\] is 7"),
         ({**INDEPENDENT, "hierarchy": {"parents": [-1, 2, 1, 0, 0]}}, "cycle through feature 1"),
         ({**INDEPENDENT, "hierarchy": {"roots": 2, "branching": 2, "depth": 1}}, r"needs 6 features \(2 \+ 4\)"),
         ({"law": "exact", "active": 1, "hierarchy": {"parents": [-1, 0, 0, 0, 0]}}, "needs child_rate"),
-        ({"law": "exact", "active": 2, "hierarchy": {"parents": [-1, 0, 0, 0, 0], "child_rate": 0.1}}, "only 1 features"),
+        (
+            {"law": "exact", "active": 2, "hierarchy": {"parents": [-1, 0, 0, 0, 0], "child_rate": 0.1}},
+            "only 1 features",
+        ),
         (
             {**INDEPENDENT, "hierarchy": {"parents": [-1, 0, 0, 0, -1], "child_rate": 0.4, "exclusive": True}},
             r"features \[1, 2, 3\] exclude each other but their rates add up to 1.2",
         ),
-        ({**INDEPENDENT, "exclusive": [[1]], "hierarchy": {"parents": [-1, 0, 0, 0, 0]}}, "feature 1, which has a parent"),
+        (
+            {**INDEPENDENT, "exclusive": [[1]], "hierarchy": {"parents": [-1, 0, 0, 0, 0]}},
+            "feature 1, which has a parent",
+        ),
     ],
 )
 def test_impossible_supports_are_refused(spec: Any, message: str) -> None:
