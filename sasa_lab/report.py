@@ -71,7 +71,7 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> tup
 def show(value: Any) -> str:
     """A cell as text: numbers to four digits, None as a dash."""
     if value is None:
-        return "–"
+        return "&mdash;"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -102,7 +102,7 @@ def _sentence_table(judged: Iterable[Sentence]) -> str:
             f'<tr id="sentence-{entry.id}"><td class="status {_slug(entry.status)}">{entry.status}</td>'
             f'<td class="soft">{escape(entry.part)}</td>'
             f"<td>{escape(entry.sentence)}{f'<ul class=findings>{findings}</ul>' if findings else ''}</td>"
-            f'<td class="soft">{escape("; ".join(part for part in sources if part)) or "–"}</td></tr>'
+            f'<td class="soft">{escape("; ".join(part for part in sources if part)) or "&mdash;"}</td></tr>'
         )
     return (
         '<div class="scroll"><table class="sentences"><thead><tr><th>status</th><th>part</th>'

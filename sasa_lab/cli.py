@@ -1,0 +1,125 @@
+"""The command line: `sasa-lab COMMAND ...`.
+
+Each command is a module of `sasa_lab.commands` with a dataclass `Options`, which tyro turns into arguments and help,
+and a function `run(options)` that returns an exit status. Nothing heavy is imported before a command is known, so that
+`sasa-lab --help` answers at once. A LabError becomes one sentence on stderr and its exit status: 2 for a request that
+cannot be met, 1 for a failure.
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+#: command -> one line for `sasa-lab --help`; the module of the same name has the rest
+COMMANDS = {
+    "reproduce": "draw every figure that needs nothing but this program, then write the report",
+    "figure": "draw one figure or table of the paper by name",
+    "train": "train a sparse dictionary on a planted world or on stored activations",
+    "activations": "run text through a language model and store one layer's activations",
+    "evaluate": "measure a trained dictionary, any SAELens directory included",
+    "report": "write one HTML page from every result at hand",
+}
+
+USAGE = """\
+usage: sasa-lab COMMAND [options]
+
+A laboratory for the claims of Subspace-Aware Sparse Autoencoders.
+
+commands:
+{commands}
+
+for every command:
+  --help            what it does, its options and an example
+  --plugin FILE     a Python file with manifolds or architectures of your own (may be given more than once)
+
+begin with:
+  sasa-lab reproduce --profile quick
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status; `arguments` defaults to the process's own."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        listed = "\n".join(f"  {name:<12} {summary}" for name, summary in COMMANDS.items())
+        sys.stdout.write(USAGE.format(commands=listed))
+        return 0
+    if words[0] == "--version":
+        import importlib.metadata
+
+        sys.stdout.write(f"sasa-lab {importlib.metadata.version('sasa-lab')}\n")
+        return 0
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        return _complain("stopped by Ctrl-C; the same command goes on from what was saved", 1)
+    except SystemExit as leaving:  # tyro ends --help with 0 and a line it cannot read with 2
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+
+
+def _run(words: list[str]) -> int:
+    from synthetic.errors import LabError
+
+    try:
+        plugins, words = split_plugins(words)
+        if not words or words[0] not in COMMANDS:
+            return _complain(_unknown_command(words[0] if words else ""), 2)
+        return _command(words[0], words[1:], plugins)
+    except LabError as error:
+        return _complain(str(error), error.exit_status)
+
+
+def _command(name: str, words: list[str], plugins: list[str]) -> int:
+    """Import the plugins, so that their names are known, then the command; parse its words and run it."""
+    import logging
+
+    import tyro
+
+    from synthetic.registry import load_plugin
+
+    logging.basicConfig(level=logging.WARNING, format="sasa-lab: %(message)s")
+    for plugin in plugins:
+        load_plugin(plugin)
+    command = importlib.import_module(f"sasa_lab.commands.{name}")
+    default = command.defaults(words) if hasattr(command, "defaults") else None
+    options = tyro.cli(
+        command.Options,
+        prog=f"sasa-lab {name}",
+        args=words,
+        default=default,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+    )
+    status: int = command.run(options)
+    return status
+
+
+def split_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files of every `--plugin FILE` (or `--plugin=FILE`), wherever it stands, and the line without them."""
+    from synthetic.errors import UsageError
+
+    files: list[str] = []
+    rest: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--plugin":
+            file = next(remaining, None)
+            if file is None:
+                raise UsageError("--plugin needs a file, as in --plugin mine.py")
+            files.append(file)
+        elif word.startswith("--plugin="):
+            files.append(word.removeprefix("--plugin="))
+        else:
+            rest.append(word)
+    return files, rest
+
+
+def _unknown_command(name: str) -> str:
+    close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"unknown command {name!r}{hint} Known: {', '.join(COMMANDS)}"
+
+
+def _complain(sentence: str, status: int) -> int:
+    sys.stderr.write(f"sasa-lab: error: {sentence}\n")
+    return status

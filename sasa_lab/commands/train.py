@@ -1,0 +1,102 @@
+"""`sasa-lab train`: a sparse dictionary on planted or stored data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sasa_lab.arguments import checked_device, dataset, deadline, settings
+from sasa_lab.running import tell
+from sasa_lab.sizes import default_settings
+from sasa_theory.models import architectures
+from sasa_theory.training import Job, TrainSettings, fit
+from sasa_theory.training.runs import directory
+from sasa_theory.training.trainer import STATE
+from synthetic.errors import UsageError, unknown
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a sparse dictionary on a planted world or on stored activations.
+
+    The checkpoint (a SAELens directory with log.jsonl beside it) is written under OUT/runs, in a directory named
+    after what was trained; its path is the last line printed. The same command returns a finished run at once and
+    goes on with a stopped one. Without --set, every architecture gets the same width and L0.
+
+    Example: sasa-lab train --world three-manifolds --arch sasa --steps 2000
+
+    Example: sasa-lab train --store store --arch topk --set n_latents=4096 active_latents=32
+    """
+
+    arch: Annotated[str, tyro.conf.arg(metavar="NAME")]
+    """architecture: sasa, topk, batchtopk, relu, jumprelu, gated, or one of a plugin"""
+    world: Annotated[str | None, tyro.conf.arg(metavar="SPEC")] = None
+    """planted data: the name of a world that comes with the program, or a JSON file"""
+    store: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """activations that `sasa-lab activations` stored"""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """settings of the architecture, such as n_groups=64 group_rank=4 active_groups=1 nuclear=0.01"""
+    training: TrainSettings = TrainSettings()
+    out: Path = Path("results")
+    """directory for trained models"""
+    device: str = "cpu"
+    """torch device: cpu, cuda, cuda:1, ..."""
+    max_minutes: Annotated[float | None, tyro.conf.arg(metavar="MINUTES")] = None
+    """save and stop after this many minutes; the same command goes on from there"""
+    resume: bool = False
+    """insist on going on with a stopped run: an error if there is none with these settings"""
+
+
+def run(options: Options) -> int:
+    if options.arch not in architectures:
+        raise unknown("architecture", options.arch, architectures)
+    stop, device = deadline(options.max_minutes), checked_device(options.device)
+    data = dataset(options.world, options.store)
+    chosen = _checked(options.arch, settings(options.set))
+    sizes = default_settings(options.arch, data, chosen)
+    place = directory(data, Job(options.arch, sizes, options.training), options.out)
+    if options.resume and not (place / STATE).exists():
+        raise UsageError(
+            f"nothing to resume: {place} holds no checkpoint of these settings; repeat the stopped run's options, or "
+            "leave --resume out to begin"
+        )
+    tell(f"{options.arch}: {', '.join(f'{key}={value}' for key, value in sizes.items())}")
+    done = fit(data, options.arch, sizes, options.training, out=options.out, device=device, deadline=stop)
+    tell(_summary(done.log[-1]))
+    tell(f"trained in {done.seconds:.0f} s: {done.directory}")
+    return 0
+
+
+def defaults(words: Sequence[str]) -> "Options | None":
+    """Stored activations are far from unit scale, so there the input is normalised unless the user says otherwise."""
+    if not any(word == "--store" or word.startswith("--store=") for word in words):
+        return None
+    return Options(arch=tyro.MISSING, training=TrainSettings(normalise="mean_scalar"))
+
+
+def _checked(architecture: str, chosen: dict[str, Any]) -> dict[str, Any]:
+    """`chosen` as it is; a SASA user may say l0 (columns), which must be a multiple of the group's rank."""
+    if architecture != "sasa" or "l0" not in chosen:
+        return chosen
+    rest = {key: value for key, value in chosen.items() if key != "l0"}
+    rank, l0 = rest.get("group_rank"), chosen["l0"]
+    if not isinstance(rank, int) or rank < 1:
+        raise UsageError("--set l0=... of sasa needs group_rank=... beside it, as L0 counts columns, not groups")
+    if "active_groups" in rest:
+        raise UsageError("--set gives both l0 and active_groups; give one of them")
+    if not isinstance(l0, int) or l0 < 1 or l0 % rank:
+        near = max(rank, round(l0 / rank) * rank) if isinstance(l0, int | float) else rank
+        raise UsageError(
+            f"l0 is {l0!r}; with group_rank {rank} it must be a positive multiple of {rank}, such as {near}"
+        )
+    return {**rest, "active_groups": l0 // rank}
+
+
+def _summary(line: dict[str, Any]) -> str:
+    dead = "not known" if line["dead_share"] is None else f"{line['dead_share']:.1%}"
+    return (
+        f"step {line['step']}: loss {line['loss']:.4g}, explained variance {line['explained_variance_raw']:.4f} (on the "
+        f"last training batch), L0 {line['l0']:.1f}, dead {dead}"
+    )

@@ -1,0 +1,67 @@
+"""Running figures: measure, or keep the result at hand; then draw it from its file."""
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from sasa_lab.results import draw, is_current, read_result, result_file, save_figure_result
+from synthetic.errors import LabError, UsageError, unknown
+
+if TYPE_CHECKING:
+    from figures.registry import Context, Figure
+
+
+def run_figure(figure: "Figure", context: "Context", force: bool = False) -> None:
+    """Measure and draw one figure, saying what is done.
+
+    A result of this version with the same profile, seeds and options is kept unless `force`; its pictures are drawn
+    again. Raises UsageError for an option the figure does not have or a profile it cannot run.
+    """
+    for key in context.options:
+        if key not in figure.options:
+            raise unknown(f"option of figure {figure.name!r}", key, figure.options)
+    if context.profile not in figure.budget:
+        raise UsageError(
+            f"figure {figure.name!r} has no profile {context.profile!r}; it has {', '.join(figure.budget)}"
+        )
+    file = result_file(context.out, figure.name, context.profile)
+    if not force and file.is_file() and is_current(result := read_result(file), context):
+        tell(f"{figure.name}: kept {file} of {result.get('date')} (same version, profile, seeds and options; --force")
+        tell("  measures again); its pictures are drawn anew")
+    else:
+        began = time.perf_counter()
+        measured = figure.run(context)
+        seconds = time.perf_counter() - began
+        save_figure_result(figure, context, measured, seconds)
+        tell(f"{figure.name}: measured in {seconds:.0f} s, {file}")
+    for path in draw(figure, file):
+        tell(f"  {path}")
+    for finding in read_result(file).get("findings", []):
+        tell(f"  {finding['sentence']}: {finding['status']}: {finding['text']}")
+
+
+def command_for(figure: "Figure", profile: str) -> str:
+    """The command line that runs a figure by name."""
+    options = "".join(f" --option {name}=..." for name in figure.options) if figure.needs else ""
+    shown = profile if profile in figure.budget else next(iter(figure.budget), profile)
+    return f"sasa-lab figure {figure.name} --profile {shown}{options}"
+
+
+def try_figure(figure: "Figure", context: "Context", force: bool) -> str | None:
+    """Run a figure; returns None, or why it failed, so that the others still run."""
+    try:
+        run_figure(figure, context, force)
+    except LabError as error:
+        return str(error)
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error} (a bug; traceback above)"
+    return None
+
+
+def tell(line: str) -> None:
+    """A line of progress on stdout, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
