@@ -56,12 +56,20 @@ def run(context: Context) -> dict[str, Any]:
         raise UsageError(f"hook {hook!r} is not one of {hooks[0]} .. {hooks[-1]}")
     rng = np.random.default_rng(context.seeds[0])
 
-    states = {name: language_model.prompt_states(prompts(concept(name)), hooks) for name in (*CONCEPTS, "other")}
-    at_word = {name: {h: _last(states[name][h], concept(name)) for h in hooks} for name in CONCEPTS}
-    layers = {name: [_fit(at_word[name][h], concept(name), rng) for h in hooks] for name in CONCEPTS}
     here = hooks.index(hook)
-
-    rows, positive, selection = _tokens({name: states[name][hook] for name in states})
+    at_word = {
+        name: _by_template(language_model.last_states(prompts(concept(name))), concept(name)) for name in CONCEPTS
+    }
+    layers = {
+        name: [_fit(at_word[name][:, :, block], concept(name), rng) for block in range(len(hooks))] for name in CONCEPTS
+    }
+    everywhere = {
+        name: [text.rows for text in language_model.activations(prompts(concept(name)), hook)]
+        for name in (*CONCEPTS, "other")
+    }
+    # a text begins with BOS and the like, which stores leave out too
+    skipped = len(language_model.prefix)
+    rows, positive, selection = _tokens({name: [r[skipped:] for r in texts] for name, texts in everywhere.items()})
     dictionaries = {name: saelens.load(options[name]) for name in ("sasa", "topk")}
     found: dict[str, dict[str, Any]] = {}
     for key, model in dictionaries.items():
@@ -74,7 +82,9 @@ def run(context: Context) -> dict[str, Any]:
     for name in CONCEPTS:
         unit = found["sasa"][name]["unit"]
         words = concept(name).words
-        codes = unit_codes(dictionaries["sasa"], unit, torch.from_numpy(at_word[name][hook]).flatten(0, 1).float())
+        codes = unit_codes(
+            dictionaries["sasa"], unit, torch.from_numpy(at_word[name][:, :, here]).flatten(0, 1).float()
+        )
         codes = codes.reshape(len(templates()), len(words), -1)
         found["sasa"][name]["firing_share"] = float((codes != 0).any(-1).mean())
         ring = codes.shape[-1] >= 2 and np.abs(codes).sum() > 0
@@ -105,9 +115,9 @@ def unit_codes(model: SparseModel, unit: int, rows: Tensor) -> np.ndarray:
         return model.encode(rows).dense()[:, unit].double().numpy()
 
 
-def _last(states: list[Tensor], of: Concept) -> np.ndarray:
-    """States at the prompts' last token as (templates, words, D)."""
-    return torch.stack([rows[-1] for rows in states]).double().numpy().reshape(len(templates()), len(of.words), -1)
+def _by_template(states: Tensor, of: Concept) -> np.ndarray:
+    """(templates * words, blocks, D) states at the prompts' last token as (templates, words, blocks, D)."""
+    return states.double().numpy().reshape(len(templates()), len(of.words), *states.shape[1:])
 
 
 def _tokens(states: dict[str, list[Tensor]]) -> tuple[Tensor, dict[str, np.ndarray], np.ndarray]:

@@ -174,6 +174,30 @@ class LanguageModel:
                 group = []
         yield from self._activations(group, hook, batch_tokens)
 
+    def last_states(self, texts: "list[str]", *, batch_tokens: int = 4096) -> "Float[Tensor, 'n blocks D']":
+        """The input of every block at the last token of each text, in one pass: hook_resid_pre of all blocks.
+
+        Raises UsageError for a text without a token or longer than the context.
+        """
+        contexts = list(self.contexts(texts))
+        if [item.document for item in contexts] != list(range(len(texts))):
+            raise UsageError(f"every text must have from one to {self.context - len(self.prefix)} tokens")
+        out = torch.empty(len(texts), self.n_blocks, self.width)
+        by_length: dict[int, list[int]] = {}
+        for item in contexts:
+            by_length.setdefault(len(item.ids), []).append(item.document)
+        precision = torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast)
+        for length, places in by_length.items():
+            step = max(1, batch_tokens // length)
+            for start in range(0, len(places), step):
+                batch = places[start : start + step]
+                ids = torch.stack([contexts[i].ids for i in batch]).to(self.device)
+                with torch.no_grad(), precision:
+                    states = self.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+                # the last entry is the output of the final norm, not the input of a block
+                out[batch] = torch.stack([s[:, -1].float().cpu() for s in states[: self.n_blocks]], dim=1)
+        return out
+
     def batches(
         self,
         size: int,

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from sasa_theory import saelens
 from sasa_theory.files import write_text
 from sasa_theory.models.base import Loss, SparseModel
-from sasa_theory.models.normaliser import NormalisedModel, Normaliser
+from sasa_theory.models.normaliser import Context, NormalisedModel, Normaliser
 from sasa_theory.training import parallel
 from sasa_theory.training.firing import FiringTracker
 from sasa_theory.training.settings import TrainSettings
@@ -134,7 +134,7 @@ class Trainer:
         if self.step == 0 or x.ndim != 2 or x.shape[1] != model.width_in:
             require_rows(x, model.width_in, f"batch {self.step}")
         x = x.to(self.device, torch.float32, non_blocking=True)
-        z, restore = self.normaliser.forward(x)
+        z, context = self.normaliser.apply(x)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(self.step)
         autocast = settings.autocast and self.device.type == "cuda"
@@ -153,7 +153,7 @@ class Trainer:
         self.firing.update(loss.codes)
         self.step += 1
         if self.step % settings.log_every == 0 or self.step == settings.steps:
-            self._log.append(json.dumps(self._line(loss, x, z, restore)))
+            self._log.append(json.dumps(self._line(loss, x, z, context)))
 
     def _require_finite(self, loss: Loss, x: Tensor) -> None:
         if not bool(torch.isfinite(loss.total)):
@@ -161,8 +161,9 @@ class Trainer:
             raise DataError(f"the loss is not finite at step {self.step} though the data are; lower the learning rate")
 
     @torch.no_grad()
-    def _line(self, loss: Loss, x: Tensor, z: Tensor, restore: Any) -> dict[str, Any]:
+    def _line(self, loss: Loss, x: Tensor, z: Tensor, context: Context) -> dict[str, Any]:
         """One line of the log; no clock in it, so that a resumed run writes the straight run's log."""
+        assert self.normaliser is not None
         dead = self.firing.dead()
         xhat = loss.xhat.float()
         return {
@@ -172,7 +173,7 @@ class Trainer:
             "loss": float(loss.total),
             **{f"loss_{name}": float(part) for name, part in loss.parts.items()},
             "explained_variance_normalised": _explained(z, xhat),
-            "explained_variance_raw": _explained(x, restore(xhat)),
+            "explained_variance_raw": _explained(x, self.normaliser.invert(xhat, context)),
             "l0": float(loss.codes.l0().float().mean()),
             "l0_units": float(loss.codes.l0_units().float().mean()),
             "dead_share": None if dead is None else float(dead.float().mean()),
@@ -191,7 +192,7 @@ class Trainer:
         rows = self._peek(wanted)
         require_rows(rows, model.width_in, "the first batches")
         self.normaliser = Normaliser.fit(settings.normalise, rows, settings.outlier_cap).to(self.device)
-        z, _ = self.normaliser.forward(rows.to(self.device))
+        z, _ = self.normaliser.apply(rows.to(self.device))
         mean = z.mean(dim=0) if len(z) > model.width_in else torch.zeros_like(z[0])
         generator = torch.Generator().manual_seed(settings.seed)
         model.initialise(generator, z - mean if settings.initialise == "data" else None)

@@ -148,6 +148,18 @@ def test_rows_of_texts_equal_one_by_one_runs(models, kind, seed, n, batch_tokens
         torch.testing.assert_close(one.rows, alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_last_states_are_every_hook_at_the_last_token(models, kind):
+    lm = models[kind]
+    texts = sentences(3, 7, longest=12)
+    states = lm.last_states(texts)
+    for block in range(lm.n_blocks):
+        one_by_one = [text.rows[-1] for text in lm.activations(texts, f"blocks.{block}.hook_resid_pre")]
+        torch.testing.assert_close(states[:, block], torch.stack(one_by_one), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match="every text must have"):
+        lm.last_states([texts[0], ""])
+
+
 def test_prefix_is_what_the_tokenizer_puts_in_front(models):
     assert (models["gpt2"].prefix, models["mistral"].prefix, models["gemma3"].prefix) == ((), (0,), (0,))
 
