@@ -1,7 +1,8 @@
 """Sizes of a model when the user names none: every architecture gets the same number of columns and the same L0.
 
 On a planted world, L0 is what its features need (groups as wide as the widest feature, as many as are active) and the
-width 256 columns, or four for each planted dimension if that is more. On stored activations: 1,024 groups of 4, 8 active.
+width 256 columns, or four for each planted dimension if that is more. On stored activations there are 1,024 groups of
+4, 8 active.
 """
 
 import inspect

@@ -19,7 +19,8 @@ class Options:
     gemma3-270m. A stopped run goes on with the same command; a larger --tokens extends a finished store. docs/text.md
     says what --text takes and where text and a model are found without a hub.
 
-    Example: sasa-lab activations --model gemma3-270m --hook blocks.11.hook_resid_pre --text text --out store --tokens 600000
+    Example: sasa-lab activations --model gemma3-270m --hook blocks.11.hook_resid_pre --text text --out store
+    --tokens 600000
     """
 
     model: Annotated[str, tyro.conf.arg(metavar="ID_OR_PATH")]

@@ -60,7 +60,7 @@ def run(options: Options) -> int:
         "settings": {
             "checkpoint": str(options.checkpoint.resolve()),
             "architecture": model.architecture,
-            "model": model.settings(),
+            "model": getattr(model, "model", model).settings(),  # a normalised model wraps the one with settings
             "data": str(source),
             "fingerprint": data.fingerprint(),
         },

@@ -1,7 +1,7 @@
 """`sasa-lab train`: a sparse dictionary on planted or stored data."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +38,7 @@ class Options:
     """activations that `sasa-lab activations` stored"""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """settings of the architecture, such as n_groups=64 group_rank=4 active_groups=1 nuclear=0.01"""
-    training: TrainSettings = TrainSettings()
+    training: TrainSettings = field(default_factory=TrainSettings)
     out: Path = Path("results")
     """directory for trained models"""
     device: str = "cpu"
@@ -97,6 +97,6 @@ def _checked(architecture: str, chosen: dict[str, Any]) -> dict[str, Any]:
 def _summary(line: dict[str, Any]) -> str:
     dead = "not known" if line["dead_share"] is None else f"{line['dead_share']:.1%}"
     return (
-        f"step {line['step']}: loss {line['loss']:.4g}, explained variance {line['explained_variance_raw']:.4f} (on the "
-        f"last training batch), L0 {line['l0']:.1f}, dead {dead}"
+        f"step {line['step']}: loss {line['loss']:.4g}, explained variance "
+        f"{line['explained_variance_raw']:.4f} (on the last training batch), L0 {line['l0']:.1f}, dead {dead}"
     )
