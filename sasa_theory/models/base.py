@@ -114,9 +114,18 @@ class SparseModel(nn.Module):
     def export(self) -> "tuple[dict[str, Any], dict[str, Tensor]]":
         """The model as SAELens stores it for inference: cfg fields (with "architecture") and tensors.
 
-        The subtraction of b_dec from the input is folded into b_enc: b_enc - b_dec W_enc.
+        The subtraction of b_dec from the input is folded into the encoder biases; `linear_tensors` has the usual four.
         """
-        raise NotImplementedError
+        raise UsageError(
+            f"architecture {self.architecture or type(self).__name__!r} has no export, so it cannot be saved as a "
+            "SAELens directory; implement export(self) to return ({'architecture': ...}, tensors) as TopK does"
+        )
+
+    @torch.no_grad()
+    def linear_tensors(self) -> dict[str, Tensor]:
+        """W_enc, b_enc - b_dec W_enc (summed in float64), W_dec, b_dec."""
+        b_enc = (self.b_enc.double() - self.b_dec.double() @ self.W_enc.double()).to(self.b_enc.dtype)
+        return {"W_enc": self.W_enc, "b_enc": b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
 
     # ---- shared ----------------------------------------------------------------------------------------------
 

@@ -80,6 +80,13 @@ class BatchTopK(SparseModel):
         }
         return Loss(torch.stack(list(parts.values())).sum(), parts, codes, xhat, {"smallest": smallest})
 
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """SAELens "jumprelu" with the one threshold; UsageError before the first training step, when there is none."""
+        if self.threshold < 0:
+            raise UsageError("this BatchTopK has no inference threshold yet; train it for at least one step, then save")
+        threshold = self.threshold.to(self.b_enc).expand(self.n_units).contiguous()
+        return {"architecture": "jumprelu"}, {**self.linear_tensors(), "threshold": threshold}
+
     @torch.no_grad()
     def post_step(self, loss: Loss) -> None:
         """Unit decoder rows; one move of the inference threshold."""

@@ -78,6 +78,15 @@ class Gated(SparseModel):
         l0 = codes.l0().float().mean()
         return Loss(torch.stack(list(parts.values())).sum(), parts, codes, xhat, {"l0": l0})
 
+    @torch.no_grad()
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """SAELens "gated": b_gate = b_enc - b_dec W_enc, b_mag - exp(r_mag) b_dec W_enc, r_mag."""
+        tensors = self.linear_tensors()
+        shift = self.b_dec.double() @ self.W_enc.double()
+        b_mag = (self.b_mag.double() - self.r_mag.double().exp() * shift).to(self.b_mag.dtype)
+        tensors |= {"b_gate": tensors.pop("b_enc"), "b_mag": b_mag, "r_mag": self.r_mag}
+        return {"architecture": "gated"}, tensors
+
     def post_step(self, loss: Loss) -> None:
         """Unit decoder rows; one move of the coefficient."""
         unit_rows_(self.W_dec)

@@ -98,6 +98,10 @@ class JumpReLU(SparseModel):
         }
         return Loss(torch.stack(list(parts.values())).sum(), parts, codes, xhat, {"l0": l0.detach()})
 
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """SAELens "jumprelu"."""
+        return {"architecture": "jumprelu"}, {**self.linear_tensors(), "threshold": self.threshold.detach()}
+
     def post_step(self, loss: Loss) -> None:
         """Unit decoder rows; one move of the coefficient."""
         unit_rows_(self.W_dec)

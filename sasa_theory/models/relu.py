@@ -64,6 +64,10 @@ class ReLU(SparseModel):
         l0 = codes.l0().float().mean()
         return Loss(torch.stack(list(parts.values())).sum(), parts, codes, xhat, {"l0": l0})
 
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """SAELens "standard"."""
+        return {"architecture": "standard"}, self.linear_tensors()
+
     def post_step(self, loss: Loss) -> None:
         """Unit decoder rows; one move of the coefficient."""
         unit_rows_(self.W_dec)

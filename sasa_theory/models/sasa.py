@@ -90,6 +90,11 @@ class SASA(SparseModel):
             norms = norms * (codes.counts() > 0)
         return norms.sum() if self.penalty == "map" else norms.sum() / self.n_units
 
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The published code's "topk_sasa"."""
+        fields = {"n_groups": self.n_units, "group_rank": self.rank, "k_groups": self.active_groups}
+        return {"architecture": "topk_sasa", **fields}, self.linear_tensors()
+
     @torch.no_grad()
     def post_step(self, loss: Loss) -> None:
         """Fix the gauge: each block to ||D_k||_F = sqrt(r), its encoder block scaled back, so every map stays."""

@@ -64,6 +64,12 @@ class TopK(SparseModel):
         }
         return Loss(torch.stack(list(parts.values())).sum(), parts, codes, xhat)
 
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """SAELens "topk", or "abstopk" when signed."""
+        name = "abstopk" if self.signed else "topk"
+        fields = {"architecture": name, "k": self.active_latents, "rescale_acts_by_decoder_norm": False}
+        return fields, self.linear_tensors()
+
     def post_step(self, loss: Loss) -> None:
         """Unit decoder rows."""
         unit_rows_(self.W_dec)
