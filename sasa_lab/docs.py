@@ -5,7 +5,7 @@ from typing import Any
 
 from sasa_lab.profiles import PROFILES
 from sasa_lab.results import read_result, result_file
-from sasa_theory.files import write_json, write_with
+from sasa_theory.files import write_bytes, write_json
 from synthetic.errors import UsageError
 
 #: figures the README shows
@@ -25,8 +25,7 @@ def copy_documents(out: Path, docs: Path) -> list[Path]:
         picture = files[0].with_name("figure.png") if files else None
         if picture is None or not picture.is_file():
             raise UsageError(f"figure {name!r} has no picture under {out}; run `sasa-lab figure {name}` first")
-        data = picture.read_bytes()
-        written.append(write_with(docs / f"{name}.png", lambda file, data=data: file.write_bytes(data)))
+        written.append(write_bytes(docs / f"{name}.png", picture.read_bytes()))
         written.append(write_json(docs / f"{name}.result.json", without_arrays(read_result(files[0]))))
     return written
 

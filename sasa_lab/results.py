@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sasa_theory.files import read_json, write_json, write_with
+from sasa_theory.files import read_json, write_bytes, write_json
 from synthetic.errors import DataError
 
 if TYPE_CHECKING:
@@ -138,10 +138,9 @@ def save_picture(picture: Any, stem: Path) -> list[Path]:
         for suffix, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 150})):
             buffer = io.BytesIO()
             picture.savefig(buffer, format=suffix, **options)
-            data = buffer.getvalue()
             # with_name, not with_suffix: a stem may contain a dot
             target = stem.with_name(f"{stem.name}.{suffix}")
-            written.append(write_with(target, lambda file, data=data: file.write_bytes(data)))
+            written.append(write_bytes(target, buffer.getvalue()))
     return written
 
 

@@ -54,6 +54,11 @@ def write_text(path: str | Path, text: str) -> Path:
     return write_with(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write `data` to `path` atomically."""
+    return write_with(path, lambda file: file.write_bytes(data))
+
+
 def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as strict JSON (no NaN) to `path` atomically; raises UsageError for what JSON cannot hold."""
     try:
