@@ -153,26 +153,28 @@ def test_energies_are_as_stated(spec: dict[str, Any], seed: int) -> None:
     assert facts.load == pytest.approx(sum(world.dims) / world.width)
 
 
-def test_nonnegative_features_need_their_cross_terms() -> None:
-    """40 non-negative lines in R^4 overlap: sum of energies alone would be refuted by the sample."""
-    spec = {
-        "width": 4,
-        "features": [{"manifold": "line", "count": 40, "nonnegative": True}],
-        "support": {"law": "exact", "active": 10},
-        "noise": 0.1,
-        "bias": 1.0,
-    }
-    for support in (spec["support"], {"law": "independent", "rates": 0.25}):
-        world = World.from_spec({**spec, "support": support})
-        facts = world.statistics()
-        signal = world.sample(40_000, 1).contributions().double().sum(dim=1)
-        energy = signal.square().sum(dim=1)
-        error = float(energy.std()) / math.sqrt(40_000)
-        assert facts.signal_energy_error == 0
-        assert abs(float(energy.mean()) - facts.signal_energy) < Z * error
-        assert abs(float(energy.mean()) - sum(facts.feature_energy)) > 20 * error
-        mean_error = signal.std(dim=0) / math.sqrt(40_000)
-        assert bool(((signal.mean(dim=0) - world.moments.mean).abs() < Z * mean_error).all())
+@pytest.mark.parametrize(
+    ("width", "count", "support"),
+    [
+        (1, 3, {"law": "exact", "active": 2}),
+        (4, 40, {"law": "exact", "active": 10}),
+        (1, 3, {"law": "independent", "rates": [0.9, 0.5, 0.2]}),
+        (4, 40, {"law": "independent", "rates": 0.25}),
+    ],
+)
+def test_nonnegative_features_need_their_cross_terms(width: int, count: int, support: dict[str, Any]) -> None:
+    """Non-negative lines in a narrow space overlap: the sum of their energies alone is refuted by the sample."""
+    features = [{"manifold": "line", "count": count, "nonnegative": True}]
+    world = World.from_spec({"width": width, "features": features, "support": support, "noise": 0.1, "bias": 1.0})
+    facts = world.statistics()
+    signal = world.sample(40_000, 1).contributions().double().sum(dim=1)
+    energy = signal.square().sum(dim=1)
+    error = float(energy.std()) / math.sqrt(40_000)
+    assert facts.signal_energy_error == 0
+    assert abs(float(energy.mean()) - facts.signal_energy) < Z * error
+    assert abs(float(energy.mean()) - sum(facts.feature_energy)) > 20 * error
+    mean_error = signal.std(dim=0) / math.sqrt(40_000)
+    assert bool(((signal.mean(dim=0) - world.moments.mean).abs() < Z * mean_error).all())
 
 
 def test_noise_is_isotropic() -> None:
