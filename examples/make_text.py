@@ -133,7 +133,7 @@ def main() -> None:
     for number, (_, source, text) in enumerate(sorted(placed)):
         (arguments.out / f"{number:05d}-{source}.txt").write_text(text, encoding="utf-8")
     for source, texts in found.items():
-        print(f"{source}: {len(texts)} files, {sum(map(len, texts)) / 1e6:.1f} million characters")  # noqa: T201
+        print(f"{source}: {len(texts)} files, {sum(map(len, texts)) / 1e6:.1f} million characters")
 
 
 if __name__ == "__main__":
