@@ -88,7 +88,7 @@ def test_independent_rates(n: int, data: st.DataObject, seed: int) -> None:
 
 
 def test_a_frequent_feature_among_rare_ones_keeps_its_rate() -> None:
-    """The sparse way to draw cells at a rate where hits and cells differ; hits alone would give 1 - exp(-0.9) = 0.59."""
+    """The sparse way to draw cells where hits and cells differ; hits alone would give 1 - exp(-0.9) = 0.59."""
     for often in (0.9, 1.0):
         support = Support({"law": "independent", "rates": [often] + [0.002] * 60}, 61, rng(0))
         assert off_by(drawn(support, 20_000, 0), support.rates) < Z
