@@ -8,6 +8,8 @@ constraints and running statistics happen in `post_step`, which the trainer call
 Architectures know nothing of input normalisation (see `normaliser.py`).
 """
 
+import functools
+import inspect
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -48,10 +50,26 @@ class SparseModel(nn.Module):
     #: name in the registry, and in `cfg.json` unless `export` says otherwise
     architecture: ClassVar[str] = ""
 
+    _settings: dict[str, Any]
     W_enc: Tensor
     b_enc: Tensor
     W_dec: Tensor
     b_dec: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Remember the arguments every model was made with, for `settings`."""
+        super().__init_subclass__(**kwargs)
+        made, signature = cls.__init__, inspect.signature(cls.__init__)
+
+        @functools.wraps(made)
+        def remembering(self: "SparseModel", *args: Any, **kwargs: Any) -> None:
+            made(self, *args, **kwargs)
+            if type(self) is cls:  # not the __init__ of a parent architecture
+                bound = signature.bind(self, *args, **kwargs)
+                bound.apply_defaults()
+                self._settings = {name: value for name, value in bound.arguments.items() if name != "self"}
+
+        cls.__init__ = remembering  # type: ignore[method-assign]
 
     def __init__(self, width_in: int, n_units: int, rank: int = 1) -> None:
         super().__init__()
@@ -94,10 +112,6 @@ class SparseModel(nn.Module):
 
     # ---- what an architecture defines ------------------------------------------------------------------------
 
-    def settings(self) -> dict[str, Any]:
-        """Keyword arguments with which `build(self.architecture, **settings)` makes this model again."""
-        raise NotImplementedError
-
     def encode(self, x: "Float[Tensor, 'B D']") -> Codes:
         """Codes of a batch, as used at inference."""
         raise NotImplementedError
@@ -128,6 +142,10 @@ class SparseModel(nn.Module):
         return {"W_enc": self.W_enc, "b_enc": b_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
 
     # ---- shared ----------------------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments with which `build(self.architecture, **settings)` makes this model again."""
+        return dict(self._settings)
 
     def pre_activations(self, x: "Float[Tensor, 'B D']") -> "Float[Tensor, 'B Kr']":
         """(x - b_dec) W_enc + b_enc."""

@@ -46,13 +46,6 @@ class BatchTopK(SparseModel):
         # negative: no batch seen yet
         self.register_buffer("threshold", torch.tensor(-1.0))
 
-    def settings(self) -> dict[str, Any]:
-        return {
-            "width_in": self.width_in,
-            "n_latents": self.n_units,
-            **{k: getattr(self, k) for k in ("active_latents", "aux_latents", "threshold_decay")},
-        }
-
     def encode(self, x: "Float[Tensor, 'B D']") -> Codes:
         """Latents above the threshold; before any training step, the batch's own selection."""
         pre = self.pre_activations(x).relu()

@@ -42,15 +42,6 @@ class Gated(SparseModel):
         self.b_mag = nn.Parameter(torch.zeros(n_latents))
         self.coefficient = Coefficient(coefficient, target_l0)
 
-    def settings(self) -> dict[str, Any]:
-        return {
-            "width_in": self.width_in,
-            "n_latents": self.n_units,
-            "coefficient": self.coefficient.initial,
-            "target_l0": self.coefficient.target_l0,
-            "aux_latents": self.aux_latents,
-        }
-
     def gate_and_magnitude(self, x: "Float[Tensor, 'B D']") -> "tuple[Float[Tensor, 'B K'], Float[Tensor, 'B K']]":
         """Gate pre-activations and rectified magnitudes."""
         u = x @ self.W_enc - self.b_dec @ self.W_enc

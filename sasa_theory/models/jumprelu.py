@@ -63,15 +63,6 @@ class JumpReLU(SparseModel):
         self.log_threshold = nn.Parameter(torch.full((n_latents,), math.log(initial_threshold)))
         self.coefficient = Coefficient(coefficient, target_l0)
 
-    def settings(self) -> dict[str, Any]:
-        return {
-            "width_in": self.width_in,
-            "n_latents": self.n_units,
-            "coefficient": self.coefficient.initial,
-            "target_l0": self.coefficient.target_l0,
-            **{k: getattr(self, k) for k in ("bandwidth", "initial_threshold", "aux_latents")},
-        }
-
     @property
     def threshold(self) -> "Float[Tensor, ' K']":
         """theta = exp(log_threshold)."""

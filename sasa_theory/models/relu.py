@@ -37,15 +37,6 @@ class ReLU(SparseModel):
         self.aux_latents = aux_latents
         self.coefficient = Coefficient(coefficient, target_l0)
 
-    def settings(self) -> dict[str, Any]:
-        return {
-            "width_in": self.width_in,
-            "n_latents": self.n_units,
-            "coefficient": self.coefficient.initial,
-            "target_l0": self.coefficient.target_l0,
-            "aux_latents": self.aux_latents,
-        }
-
     def encode(self, x: "Float[Tensor, 'B D']") -> Codes:
         """relu of the pre-activations, dense."""
         return Codes(None, self.pre_activations(x).relu()[..., None], self.n_units)

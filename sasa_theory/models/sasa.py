@@ -54,16 +54,6 @@ class SASA(SparseModel):
         self.aux_groups, self.encoder_bias, self.gauge = aux_groups, encoder_bias, gauge
         self.b_enc.requires_grad_(encoder_bias)
 
-    def settings(self) -> dict[str, Any]:
-        return {
-            "width_in": self.width_in,
-            "n_groups": self.n_units,
-            "group_rank": self.rank,
-            **{k: getattr(self, k) for k in ("active_groups", "penalty", "nuclear", "penalise", "aux_groups")},
-            "encoder_bias": self.encoder_bias,
-            "gauge": self.gauge,
-        }
-
     def encode(self, x: "Float[Tensor, 'B D']") -> Codes:
         """The s groups of largest norm, with their r coefficients each."""
         return top_units(self.pre_activations(x).unflatten(1, (self.n_units, self.rank)), self.active_groups)

@@ -41,13 +41,6 @@ class TopK(SparseModel):
             raise UsageError(f"active_latents is {active_latents} but there are only {n_latents} latents; lower it")
         self.active_latents, self.aux_latents, self.signed = active_latents, aux_latents, signed
 
-    def settings(self) -> dict[str, Any]:
-        return {
-            "width_in": self.width_in,
-            "n_latents": self.n_units,
-            **{k: getattr(self, k) for k in ("active_latents", "aux_latents", "signed")},
-        }
-
     def encode(self, x: "Float[Tensor, 'B D']") -> Codes:
         """The k largest rectified (or, signed, absolutely largest) latents."""
         pre = self.pre_activations(x)

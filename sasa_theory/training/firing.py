@@ -60,7 +60,9 @@ class FiringTracker:
     def load_state_dict(self, state: "dict[str, Tensor]") -> None:
         """Continue from `state_dict`; raises UsageError for another number of units."""
         if state["counts"].shape != self._counts.shape:
-            raise UsageError(f"firing counts have shape {tuple(state['counts'].shape)}, not {tuple(self._counts.shape)}")
+            raise UsageError(
+                f"firing counts have shape {tuple(state['counts'].shape)}, not {tuple(self._counts.shape)}"
+            )
         self._counts.copy_(state["counts"])
         self._rows = state["rows"].tolist()
         self._now = int(state["now"])

@@ -151,9 +151,7 @@ def load(place: str | Path, device: str = "cpu") -> Run:
     return Run(place, saelens.load(place).to(device), log, float(record["seconds"]))
 
 
-def _train(
-    dataset: Dataset, job: Job, out: str, device: str, deadline: float | None, plugins: Sequence[str]
-) -> None:
+def _train(dataset: Dataset, job: Job, out: str, device: str, deadline: float | None, plugins: Sequence[str]) -> None:
     """One job in a worker process."""
     torch.set_num_threads(1)
     for plugin in plugins:
