@@ -6,8 +6,10 @@ and a function `run(options)` that returns an exit status. Nothing heavy is impo
 cannot be met, 1 for a failure.
 """
 
+import contextlib
 import difflib
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -83,15 +85,33 @@ def _command(name: str, words: list[str], plugins: list[str]) -> int:
         load_plugin(plugin)
     command = importlib.import_module(f"sasa_lab.commands.{name}")
     default = command.defaults(words) if hasattr(command, "defaults") else None
-    options = tyro.cli(
-        command.Options,
-        prog=f"sasa-lab {name}",
-        args=words,
-        default=default,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-    )
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            options = tyro.cli(
+                command.Options,
+                prog=f"sasa-lab {name}",
+                args=words,
+                default=default,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+            )
+    except SystemExit as leaving:
+        if not leaving.code:
+            raise
+        return _complain(f"{sentence(complaint.getvalue())}; `sasa-lab {name} --help` explains the options", 2)
     status: int = command.run(options)
     return status
+
+
+def sentence(box: str) -> str:
+    """What tyro drew as boxes, as one sentence: the first paragraph, and the option it takes for the one meant."""
+    lines = [line.strip("\u2502 ") for line in box.splitlines() if not line.startswith(("\u256d", "\u2570"))]
+    rules = [i for i, line in enumerate(lines) if line.startswith("\u2500")]
+    said = " ".join(lines[: rules[0] if rules else None])
+    meant = next((line for line in lines if line.startswith("--")), None)
+    if "Perhaps you meant" in box and meant:
+        said += f"; did you mean {meant.split()[0]!r}?"
+    return said.removeprefix("Error parsing training: ")
 
 
 def split_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:

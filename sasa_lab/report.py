@@ -22,6 +22,7 @@ from sasa_theory.files import write_text
 LARGEST_SVG = 1_000_000
 #: JSON longer than this is cut, with the path of the whole file
 LONGEST_JSON = 200_000
+DASH = "\u2014"
 ARROWS = {"higher": " ↑", "lower": " ↓"}
 ARROW_NOTE = "↑ higher is better, ↓ lower is better; numbers without an arrow only say what was measured."
 
@@ -71,7 +72,7 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> tup
 def show(value: Any) -> str:
     """A cell as text: numbers to four digits, None as a dash."""
     if value is None:
-        return "&mdash;"
+        return DASH
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -102,7 +103,7 @@ def _sentence_table(judged: Iterable[Sentence]) -> str:
             f'<tr id="sentence-{entry.id}"><td class="status {_slug(entry.status)}">{entry.status}</td>'
             f'<td class="soft">{escape(entry.part)}</td>'
             f"<td>{escape(entry.sentence)}{f'<ul class=findings>{findings}</ul>' if findings else ''}</td>"
-            f'<td class="soft">{escape("; ".join(part for part in sources if part)) or "&mdash;"}</td></tr>'
+            f'<td class="soft">{escape("; ".join(part for part in sources if part)) or DASH}</td></tr>'
         )
     return (
         '<div class="scroll"><table class="sentences"><thead><tr><th>status</th><th>part</th>'

@@ -43,5 +43,8 @@ def default_settings(architecture: str, data: "Dataset", chosen: dict[str, Any])
         "n_latents": groups * rank,
         "active_latents": active * rank,
         "target_l0": float(active * rank),
+        # dead units revived per row: as many as are active
+        "aux_groups": active,
+        "aux_latents": active * rank,
     }
     return {key: value for key, value in usual.items() if key in known} | chosen

@@ -75,7 +75,7 @@ def test_a_failing_figure_leaves_the_old_result_and_nothing_half_written(lab, to
     done = lab("figure", "toy", "--force")
     assert done.status == 1 and done.err == "sasa-lab: error: row 3 holds NaN\n"
     assert (FOLDER / "result.json").read_bytes() == before
-    assert not [path for path in here.rglob("*.tmp")]
+    assert not list(here.rglob("*.tmp"))
 
 
 def test_a_result_that_is_not_finite_is_refused(lab, toy, here):
