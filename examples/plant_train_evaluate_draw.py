@@ -17,7 +17,8 @@ steps = int(sys.argv[2]) if len(sys.argv) > 2 else 1000
 
 world = World.from_spec("three-manifolds")
 settings = {"n_groups": 64, "group_rank": 4, "active_groups": 1, "nuclear": 0.01}
-model = fit(world, "sasa", settings, TrainSettings(steps=steps, lr=3e-3), out=out).model
+training = TrainSettings(steps=steps, lr=3e-3, initialise="data")
+model = fit(world, "sasa", settings, training, out=out).model
 
 metrics = evaluate(model, world, 20_000)["metrics"]
 print(f"explained variance {metrics['explained_variance']['explained_variance']['value']:.4f}")

@@ -23,7 +23,8 @@ class Options:
 
     The checkpoint (a SAELens directory with log.jsonl beside it) is written under OUT/runs, in a directory named
     after what was trained; its path is the last line printed. The same command returns a finished run at once and
-    goes on with a stopped one. Without --set, every architecture gets the same width and L0.
+    goes on with a stopped one. Without --set, every architecture gets the same width and L0. Stored activations are
+    brought to mean zero and unit scale (--normalise mean_scalar) unless you say otherwise.
 
     Example: sasa-lab train --world three-manifolds --arch sasa --steps 2000
 
@@ -38,7 +39,7 @@ class Options:
     """activations that `sasa-lab activations` stored"""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """settings of the architecture, such as n_groups=64 group_rank=4 active_groups=1 nuclear=0.01"""
-    training: TrainSettings = field(default_factory=TrainSettings)
+    training: TrainSettings = field(default_factory=lambda: TrainSettings(initialise="data"))
     out: Path = Path("results")
     """directory for trained models"""
     device: str = "cpu"
@@ -70,10 +71,13 @@ def run(options: Options) -> int:
 
 
 def defaults(words: Sequence[str]) -> "Options | None":
-    """Stored activations are far from unit scale, so there the input is normalised unless the user says otherwise."""
+    """Stored activations are far from unit scale, so there the input is normalised unless the user says otherwise.
+
+    (The start on data points is for all: from random directions SASA is known to merge two planted features.)
+    """
     if not any(word == "--store" or word.startswith("--store=") for word in words):
         return None
-    return Options(arch=tyro.MISSING, training=TrainSettings(normalise="mean_scalar"))
+    return Options(arch=tyro.MISSING, training=TrainSettings(initialise="data", normalise="mean_scalar"))
 
 
 def _checked(architecture: str, chosen: dict[str, Any]) -> dict[str, Any]:
