@@ -1,7 +1,8 @@
 """Which units are dead: firing counts over a sliding window of rows.
 
-The window is kept as ten buckets, so it slides by tenths. A unit is dead when at most `threshold` of the window's rows
-made it fire; nothing is dead before one whole window has been seen.
+The window is ten full buckets and the one being filled, so it slides by tenths and never holds less than `window` rows
+once that many have been seen. A unit is dead when at most `threshold` of them made it fire; nothing is dead before.
+Nothing here waits for the device: counts stay there, row numbers are Python's.
 """
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from sasa_theory.models.codes import Codes
 from synthetic.errors import UsageError
 
-BUCKETS = 10
+BUCKETS = 10 + 1
 
 
 class FiringTracker:
@@ -20,17 +21,17 @@ class FiringTracker:
     def __init__(self, n_units: int, window: int, threshold: float, device: "torch.device | str" = "cpu") -> None:
         self.window, self.threshold = window, threshold
         self._counts = torch.zeros(BUCKETS, n_units, dtype=torch.int64, device=device)
-        self._rows = [0] * BUCKETS  # rows in each bucket; a Python number, so asking is no device sync
+        self._rows = [0] * BUCKETS
         self._now = 0
 
     @torch.no_grad()
     def update(self, codes: Codes) -> None:
         """Add one batch."""
-        counts, rows = codes.counts(), len(codes.values)
+        counts, rows = _counts(codes), len(codes.values)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)
             rows *= torch.distributed.get_world_size()
-        if self._rows[self._now] * BUCKETS >= self.window:
+        if self._rows[self._now] * (BUCKETS - 1) >= self.window:
             self._now = (self._now + 1) % BUCKETS
             self._counts[self._now] = 0
             self._rows[self._now] = 0
@@ -48,8 +49,7 @@ class FiringTracker:
 
     def dead(self) -> "Bool[Tensor, ' K'] | None":
         """Units whose firing frequency is at or below the threshold; None before one window has passed."""
-        # the bucket being filled replaces the oldest one, so a full window has at least nine tenths of its rows
-        if self.rows * BUCKETS < self.window * (BUCKETS - 1):
+        if self.rows < self.window:
             return None
         return self.counts() <= self.threshold * self.rows
 
@@ -66,3 +66,12 @@ class FiringTracker:
         self._counts.copy_(state["counts"])
         self._rows = state["rows"].tolist()
         self._now = int(state["now"])
+
+
+def _counts(codes: Codes) -> "Int[Tensor, ' K']":
+    """`codes.counts()` by scattering: no list of active pairs, whose length a GPU would have to report."""
+    on = codes.slots()
+    if codes.index is None:
+        return on.sum(dim=0)
+    counts = torch.zeros(codes.n_units, dtype=torch.int64, device=on.device)
+    return counts.scatter_add_(0, codes.index.clamp_min(0).flatten(), on.flatten().long())

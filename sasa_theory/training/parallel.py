@@ -1,13 +1,16 @@
 """Data parallel through torch.distributed (torchrun); with one process every function here does nothing.
 
 Each process trains on rows of its own; gradients and running statistics are averaged after each step, so all hold
-the same weights, and the first writes the checkpoint.
+the same weights, and the first writes the checkpoint. The mean of the gradients is the joint batch's for every loss
+that is a mean over rows; what is chosen per batch (BatchTopK's entries, the groups that SASA's penalty charges) is
+chosen per process.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def world_size() -> int:
@@ -25,15 +28,30 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def broadcast(model: nn.Module) -> None:
-    """Give every process the first one's weights and buffers."""
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Give every process the first one's values."""
     if _running():
-        for tensor in model.state_dict().values():
+        for tensor in tensors:
             torch.distributed.broadcast(tensor, 0)
 
 
+def agree(number: int, device: torch.device) -> int:
+    """The largest number any process gives: all stop at one step though a signal reaches them at different ones."""
+    if not _running():
+        return number
+    largest = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return int(largest)
+
+
+def wait() -> None:
+    """Until every process is here: torchrun kills all once one has ended, so none may leave while the first writes."""
+    if _running():
+        torch.distributed.barrier()
+
+
 def average_gradients(model: nn.Module) -> None:
-    """Mean gradient over processes: that of the joint batch, as every loss is a mean over rows."""
+    """Mean gradient over processes (a parameter that got none on one process counts as zero there)."""
     if not _running():
         return
     for parameter in model.parameters():

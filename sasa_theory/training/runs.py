@@ -7,8 +7,10 @@ settings (seed included). Asking for it again returns it at once; asking for one
 import contextlib
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import logging
+import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from tqdm import tqdm
 
@@ -103,8 +106,7 @@ def fit(
                 record["finished"] = True
             finally:
                 record["seconds"] += time.perf_counter() - began
-                record |= {"device": device, "torch": torch.__version__, "threads": torch.get_num_threads()}
-                record["machine"] = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor()
+                record |= _made_on(device)
                 write_json(place / RECORD, record)
             logger.info("trained %s in %s", architecture, place)
     return load(place, device)
@@ -123,9 +125,9 @@ def fit_all(
 
     workers  processes (default: the CPU's cores, 1 on a GPU). Raises what `fit` raises; finished runs are kept.
     """
-    import os
-
-    todo = [job for job in jobs if not _record(directory(dataset, job, out)).get("finished")]
+    # a job given twice is one run
+    places = {directory(dataset, job, out): job for job in jobs}
+    todo = [job for place, job in places.items() if not _record(place).get("finished")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = workers or (1 if device.startswith("cuda") else min(cores, len(todo)))
     if workers > 1:
@@ -159,6 +161,23 @@ def _train(dataset: Dataset, job: Job, out: str, device: str, deadline: float | 
     fit(
         dataset, job.architecture, job.settings, job.training, out=out, device=device, deadline=deadline, progress=False
     )
+
+
+def _made_on(device: str) -> dict[str, Any]:
+    """What a reader needs to judge whether a run can be repeated bit for bit."""
+    return {
+        "versions": {
+            "sasa-lab": importlib.metadata.version("sasa-lab"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+        },
+        "device": device,
+        "machine": torch.cuda.get_device_name(device)
+        if device.startswith("cuda")
+        else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _record(place: Path) -> dict[str, Any]:

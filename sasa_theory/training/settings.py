@@ -17,7 +17,7 @@ class TrainSettings:
     steps: int = 3000
     """optimiser steps"""
     batch_size: int = 1024
-    """rows (tokens) per step"""
+    """rows (tokens) per step, of each process"""
     lr: float = 1e-3
     """peak learning rate"""
     optimizer: Literal["adam", "adamw"] = "adam"

@@ -4,7 +4,11 @@
 
 The state of a run (weights, moments, normaliser, firing window, position in the data, step) is one file, so a run that
 was stopped, by a signal, a time limit or a power cut, goes on from its last checkpoint and ends bit for bit where the
-straight run ends (same machine and thread count). Beside it lies the export in raw units, a SAELens directory.
+straight run ends (same machine and thread count). Beside it lies the export in raw units, a SAELens directory; it is
+written before the state, so a state never counts steps that its export lacks.
+
+Every architecture reconstructs h - b_dec, and all start alike: b_dec is the mean of the first (normalised) rows, so no
+dictionary spends units on a constant.
 """
 
 import contextlib
@@ -29,12 +33,16 @@ from sasa_theory.training import parallel
 from sasa_theory.training.firing import FiringTracker
 from sasa_theory.training.settings import TrainSettings
 from sasa_theory.training.state import load_state, save_state
-from synthetic.errors import DataError, Interrupted, UsageError
+from synthetic.errors import DataError, Interrupted, LabError, UsageError
 from synthetic.source import PlainSource, Source, as_source, require_rows
 
 STATE, LOG = "trainer_state.safetensors", "log.jsonl"
 #: rows from which the normaliser is fitted and a decoder started on data (more if it has more columns)
 FIT_ROWS = 16_384
+#: rows whose mean b_dec starts from when neither of these is asked for
+MEAN_ROWS = 1024
+#: what stops a run when no signal does; above every signal's number
+TIME_UP = 1000
 
 
 class Trainer:
@@ -68,7 +76,7 @@ class Trainer:
         self.deadline, self.progress = deadline, progress
         self.firing = FiringTracker(model.n_units, settings.dead_window, settings.dead_threshold, self.device)
         self.optimizer = _optimizer(model, settings)
-        self.normaliser: Normaliser | None = None
+        self.normaliser = Normaliser.identity(model.width_in).to(self.device)
         self.step = 0
         self._log: list[str] = []
         self._rows: Iterator[Tensor] = self.source
@@ -103,20 +111,19 @@ class Trainer:
                 while self.step < self.settings.steps:
                     self._train_step()
                     bar.update()
-                    last = self.step == self.settings.steps
-                    if last or self.step % self.settings.checkpoint_every == 0:
+                    due = self.step == self.settings.steps or self.step % self.settings.checkpoint_every == 0
+                    if due:
                         self.save()
-                    if not last and (stopped or self._late()):
-                        self.save()
-                        why = f"signal {stopped[0]}" if stopped else "time limit"
-                        where = f"state saved in {self.out}" if self.out else "no directory was given, nothing is saved"
-                        raise Interrupted(f"stopped by {why} at step {self.step} of {self.settings.steps}; {where}")
+                    if reason := parallel.agree(self._reason_to_stop(stopped), self.device):
+                        if not due:
+                            self.save()
+                        raise Interrupted(self._farewell(reason))
         return self.result()
 
     def result(self) -> "SparseModel | NormalisedModel":
         """The model in raw units, as it stands."""
         self.model.eval()
-        if self.normaliser is None or self.normaliser.kind == "none":
+        if self.normaliser.kind == "none":
             return self.model
         return NormalisedModel(self.model, self.normaliser)
 
@@ -124,7 +131,6 @@ class Trainer:
 
     def _train_step(self) -> None:
         settings, model = self.settings, self.model
-        assert self.normaliser is not None
         try:
             x = next(self._rows)
         except StopIteration:
@@ -140,8 +146,9 @@ class Trainer:
         autocast = settings.autocast and self.device.type == "cuda"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
             loss = model.loss(z, self.firing.dead(), settings.penalty_scale(self.step))
-        if self.device.type == "cpu" or (self.step + 1) % settings.log_every == 0:  # on a GPU, asking is a sync
-            self._require_finite(loss, x)
+        if not bool(torch.isfinite(loss.total)):  # before the weights see it, while the batch is at hand
+            require_rows(x, model.width_in, f"batch {self.step}")
+            raise DataError(f"the loss is not finite at step {self.step} though the data are; lower the learning rate")
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         parallel.average_gradients(model)
@@ -153,22 +160,16 @@ class Trainer:
         self.firing.update(loss.codes)
         self.step += 1
         if self.step % settings.log_every == 0 or self.step == settings.steps:
-            self._log.append(json.dumps(self._line(loss, x, z, context)))
-
-    def _require_finite(self, loss: Loss, x: Tensor) -> None:
-        if not bool(torch.isfinite(loss.total)):
-            require_rows(x, self.model.width_in, f"batch {self.step}")
-            raise DataError(f"the loss is not finite at step {self.step} though the data are; lower the learning rate")
+            self._write_log(json.dumps(self._line(loss, x, z, context)))
 
     @torch.no_grad()
     def _line(self, loss: Loss, x: Tensor, z: Tensor, context: Context) -> dict[str, Any]:
         """One line of the log; no clock in it, so that a resumed run writes the straight run's log."""
-        assert self.normaliser is not None
         dead = self.firing.dead()
         xhat = loss.xhat.float()
         return {
             "step": self.step,
-            "rows": self.step * self.settings.batch_size * parallel.world_size(),
+            "rows": self._rows_seen(),
             "lr": self.settings.rate(self.step - 1),
             "loss": float(loss.total),
             **{f"loss_{name}": float(part) for name, part in loss.parts.items()},
@@ -179,8 +180,35 @@ class Trainer:
             "dead_share": None if dead is None else float(dead.float().mean()),
         }
 
+    def _rows_seen(self) -> int:
+        return self.step * self.settings.batch_size * parallel.world_size()
+
+    def _write_log(self, line: str) -> None:
+        """Add a line, where a user can follow it; `save` writes the whole file again, synced."""
+        self._log.append(line)
+        if self.out is None or not parallel.is_first():
+            return
+        try:
+            with open(self.out / LOG, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise LabError(
+                f"could not write {self.out / LOG}: {error.strerror}; the last checkpoint is whole"
+            ) from error
+
     def _late(self) -> bool:
         return self.deadline is not None and time.monotonic() > self.deadline
+
+    def _reason_to_stop(self, stopped: list[int]) -> int:
+        """The signal that came, TIME_UP, or 0; the last step is never late, but a signal there still stops a sweep."""
+        if stopped:
+            return stopped[0]
+        return TIME_UP if self.step < self.settings.steps and self._late() else 0
+
+    def _farewell(self, reason: int) -> str:
+        why = "time limit" if reason == TIME_UP else f"signal {reason}"
+        where = f"state saved in {self.out}" if self.out else "no directory was given, nothing is saved"
+        return f"stopped by {why} at step {self.step} of {self.settings.steps}; {where}"
 
     # ---- start, stop, resume ---------------------------------------------------------------------------------
 
@@ -188,19 +216,19 @@ class Trainer:
         """Fit the normaliser on the first rows, draw the weights, put the rows back."""
         settings, model = self.settings, self.model
         columns = model.n_units * model.rank if settings.initialise == "data" else 0
-        wanted = max(FIT_ROWS, columns) if settings.normalise != "none" or columns else 1
-        rows = self._peek(wanted)
+        rows = self._peek(max(FIT_ROWS, columns) if settings.normalise != "none" or columns else MEAN_ROWS)
         require_rows(rows, model.width_in, "the first batches")
         self.normaliser = Normaliser.fit(settings.normalise, rows, settings.outlier_cap).to(self.device)
         z, _ = self.normaliser.apply(rows.to(self.device))
-        mean = z.mean(dim=0) if len(z) > model.width_in else torch.zeros_like(z[0])
-        generator = torch.Generator().manual_seed(settings.seed)
-        model.initialise(generator, z - mean if settings.initialise == "data" else None)
-        if settings.initialise == "data":
-            # every architecture reconstructs h - b_dec, so all start from the mean alike
-            with torch.no_grad():
-                model.b_dec.copy_(mean)
-        parallel.broadcast(model)
+        mean = z.mean(dim=0)
+        model.initialise(
+            torch.Generator().manual_seed(settings.seed), z - mean if settings.initialise == "data" else None
+        )
+        with torch.no_grad():
+            model.b_dec.copy_(mean)
+        parallel.broadcast([*model.state_dict().values(), self.normaliser.mean, self.normaliser.scale])
+        if self.out is not None and parallel.is_first():
+            write_text(self.out / LOG, "")  # lines of a run that was killed before its first checkpoint go
 
     def _peek(self, n: int) -> Tensor:
         """At least `n` rows (or all there are) from the front of the source, which stays where it was."""
@@ -223,15 +251,17 @@ class Trainer:
 
     def save(self) -> None:
         """Write state, log and export; nothing happens without an `out` directory."""
-        if self.out is None or self.state_file is None:
+        if self.out is None:
             return
-        sources = parallel.gather_states(self.source.state_dict())
-        if not parallel.is_first():
-            return
-        assert self.normaliser is not None
         for name, tensor in self.model.state_dict().items():
             if not bool(torch.isfinite(tensor).all()):
                 raise DataError(f"{name} is not finite at step {self.step}; nothing was saved. Lower the learning rate")
+        sources = parallel.gather_states(self.source.state_dict())
+        if parallel.is_first():
+            self._write(self.out, sources)
+        parallel.wait()
+
+    def _write(self, out: Path, sources: list[dict[str, Any]]) -> None:
         state = {
             "step": self.step,
             "architecture": self.model.architecture,
@@ -244,12 +274,12 @@ class Trainer:
             "sources": sources,
             "log_lines": len(self._log),
         }
-        # the log first: a state never counts lines that are not there
-        write_text(self.out / LOG, "".join(line + "\n" for line in self._log))
-        save_state(self.state_file, state)
-        training = {"steps": self.step, "rows": self.step * self.settings.batch_size, **self.settings.as_dict()}
-        saelens.save(self.result(), self.out, metadata={"sasa_lab_training": training})
+        # the state last: it never counts log lines or steps that the files beside it lack
+        write_text(out / LOG, "".join(line + "\n" for line in self._log))
+        training = {"steps_done": self.step, "rows": self._rows_seen(), **self.settings.as_dict()}
+        saelens.save(self.result(), out, metadata={"sasa_lab_training": training})
         self.model.train()
+        save_state(out / STATE, state)
 
     def _restore(self) -> None:
         if self.state_file is None or self.out is None:
@@ -275,6 +305,8 @@ class Trainer:
         log = self.out / LOG
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         self._log = lines[: state["log_lines"]]
+        if parallel.is_first():
+            write_text(log, "".join(line + "\n" for line in self._log))
 
 
 def _optimizer(model: SparseModel, settings: TrainSettings) -> torch.optim.Optimizer:

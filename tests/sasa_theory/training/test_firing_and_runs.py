@@ -35,15 +35,15 @@ def test_dead_equals_counting_over_the_window(data, n_units, size, batches_per_b
         fired = data.draw(st.lists(st.sets(st.integers(0, n_units - 1)).map(sorted), min_size=size, max_size=size))
         history.append(fired)
         tracker.update(batch(fired, n_units))
-    # the window slides by tenths: nine whole buckets and the one being filled
+    # the window slides by tenths: ten whole buckets and the one being filled
     done = len(history)
     started = -(-done // batches_per_bucket)
-    first = max(0, started - 10) * batches_per_bucket
+    first = max(0, started - 11) * batches_per_bucket
     rows = [row for fired in history[first:] for row in fired]
     counts = [sum(unit in row for row in rows) for unit in range(n_units)]
     assert tracker.counts().tolist() == counts
     dead = tracker.dead()
-    if len(rows) < 0.9 * window:
+    if len(rows) < window:
         assert dead is None
     else:
         assert dead.tolist() == [count <= threshold * len(rows) for count in counts]
