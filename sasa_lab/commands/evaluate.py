@@ -51,6 +51,7 @@ def run(options: Options) -> int:
     measured = evaluate(model, data, options.rows)
     source = options.world if options.world is not None else options.store
     name = options.name or f"{options.checkpoint.resolve().name}-{Path(str(source)).stem}"
+    inner: Any = getattr(model, "model", model)  # a normalised model wraps the one with settings
     result: dict[str, Any] = {
         "kind": "evaluation",
         "name": f"evaluate {name}",
@@ -60,7 +61,7 @@ def run(options: Options) -> int:
         "settings": {
             "checkpoint": str(options.checkpoint.resolve()),
             "architecture": model.architecture,
-            "model": getattr(model, "model", model).settings(),  # a normalised model wraps the one with settings
+            "model": inner.settings(),
             "data": str(source),
             "fingerprint": data.fingerprint(),
         },
