@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -54,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         return _run(words)
+    except BrokenPipeError:  # the reader of our output left, as in `sasa-lab figure list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        return _complain(f"the operating system refused: {error.strerror or error}{place}", 1)
     except KeyboardInterrupt:
         return _complain("stopped by Ctrl-C; the same command goes on from what was saved", 1)
     except SystemExit as leaving:  # tyro ends --help with 0 and a line it cannot read with 2
@@ -104,11 +111,18 @@ def _command(name: str, words: list[str], plugins: list[str]) -> int:
 
 
 def sentence(box: str) -> str:
-    """What tyro drew as boxes, as one sentence: the first paragraph, and the option it takes for the one meant."""
-    lines = [line.strip("\u2502 ") for line in box.splitlines() if not line.startswith(("\u256d", "\u2570"))]
-    rules = [i for i, line in enumerate(lines) if line.startswith("\u2500")]
+    """What tyro drew as a box, as one sentence: the first paragraph, and the option it takes for the one meant.
+
+    Where stdout cannot show a frame, tyro writes the title on a line of its own and rules of "-".
+    """
+    frame, rule = ("\u256d", "\u2570"), "\u2500-"
+    drawn = box.splitlines()
+    lines = [line.strip("\u2502 ") for line in drawn if not line.startswith(frame)]
+    if len(lines) == len(drawn):
+        lines = lines[2:]  # title and rule
+    rules = [i for i, line in enumerate(lines) if line and not line.strip(rule)]
     said = " ".join(lines[: rules[0] if rules else None])
-    meant = next((line for line in lines if line.startswith("--")), None)
+    meant = next((line for line in lines if line.startswith("--") and line.strip(rule)), None)
     if "Perhaps you meant" in box and meant:
         said += f"; did you mean {meant.split()[0]!r}?"
     return said.removeprefix("Error parsing training: ")

@@ -9,6 +9,7 @@ Every file is written whole or not at all.
 """
 
 import datetime
+import hashlib
 import importlib.metadata
 import io
 import logging
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: folders of OUT that hold no result to show
 SKIPPED = ("runs",)
+#: packages whose sources decide what a figure measures
+MEASURING = ("synthetic", "sasa_theory", "figures")
 #: fixes the ids inside SVG files, so that equal results give equal files
 HASH_SALT = "sasa-lab"
 
@@ -53,6 +56,7 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
             "numpy": numpy.__version__,
         },
         "commit": commit(),
+        "code": code(),
         "device": device,
         "device_name": torch.cuda.get_device_name(device) if on_gpu else cpu_name(),
         "threads": torch.get_num_threads(),
@@ -74,6 +78,18 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return head + ("-changed" if changed else "")
+
+
+@cache
+def code() -> str:
+    """A hash of the sources and data files of the packages that measure: other code, other results."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for package in MEASURING:
+        for path in sorted((root / package).rglob("*")):
+            if path.suffix in (".py", ".json"):
+                digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 @cache
@@ -114,9 +130,9 @@ def save_figure_result(figure: "Figure", context: "Context", measured: Mapping[s
 
 
 def is_current(result: Mapping[str, Any], context: "Context") -> bool:
-    """Whether a result was made by this version with the same profile, seeds and options."""
+    """Whether a result was made by this code with the same profile, seeds and options."""
     return (
-        result.get("versions", {}).get("sasa-lab") == lab_version()
+        result.get("code") == code()
         and result.get("profile") == context.profile
         and result.get("seeds") == list(context.seeds)
         and result.get("options") == dict(context.options)

@@ -5,7 +5,7 @@ import time
 from typing import TYPE_CHECKING
 
 from sasa_lab.results import draw, is_current, read_result, result_file, save_figure_result
-from synthetic.errors import LabError, UsageError, unknown
+from synthetic.errors import Interrupted, LabError, UsageError, unknown
 
 if TYPE_CHECKING:
     from figures.registry import Context, Figure
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def run_figure(figure: "Figure", context: "Context", force: bool = False) -> None:
     """Measure and draw one figure, saying what is done.
 
-    A result of this version with the same profile, seeds and options is kept unless `force`; its pictures are drawn
+    A result of this code with the same profile, seeds and options is kept unless `force`; its pictures are drawn
     again. Raises UsageError for an option the figure does not have or a profile it cannot run.
     """
     for key in context.options:
@@ -26,7 +26,7 @@ def run_figure(figure: "Figure", context: "Context", force: bool = False) -> Non
         )
     file = result_file(context.out, figure.name, context.profile)
     if not force and file.is_file() and is_current(result := read_result(file), context):
-        tell(f"{figure.name}: kept {file} of {result.get('date')} (same version, profile, seeds and options; --force")
+        tell(f"{figure.name}: kept {file} of {result.get('date')} (same code, profile, seeds and options; --force")
         tell("  measures again); its pictures are drawn anew")
     else:
         began = time.perf_counter()
@@ -48,9 +48,11 @@ def command_for(figure: "Figure", profile: str) -> str:
 
 
 def try_figure(figure: "Figure", context: "Context", force: bool) -> str | None:
-    """Run a figure; returns None, or why it failed, so that the others still run."""
+    """Run a figure; returns None, or why it failed, so that the others still run. Interrupted is passed on."""
     try:
         run_figure(figure, context, force)
+    except Interrupted:
+        raise
     except LabError as error:
         return str(error)
     except Exception as error:

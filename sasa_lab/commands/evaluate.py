@@ -9,11 +9,12 @@ import tyro
 
 from sasa_lab.arguments import checked_device, dataset
 from sasa_lab.report import ARROW_NOTE, metrics_table, show, write_report
-from sasa_lab.results import provenance
+from sasa_lab.results import provenance, read_result
 from sasa_lab.running import tell
 from sasa_theory import saelens
 from sasa_theory.evaluation import evaluate
 from sasa_theory.files import write_json
+from synthetic.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,11 @@ def run(options: Options) -> int:
     device = checked_device(options.device)
     model = saelens.load(options.checkpoint).to(device)
     data = dataset(options.world, options.store)
-    began = time.perf_counter()
-    measured = evaluate(model, data, options.rows)
     source = options.world if options.world is not None else options.store
     name = options.name or f"{options.checkpoint.resolve().name}-{Path(str(source)).stem}"
+    file = _free(options.out, name, options.checkpoint)
+    began = time.perf_counter()
+    measured = evaluate(model, data, options.rows)
     inner: Any = getattr(model, "model", model)  # a normalised model wraps the one with settings
     result: dict[str, Any] = {
         "kind": "evaluation",
@@ -67,11 +69,24 @@ def run(options: Options) -> int:
         },
         **measured,
     }
-    file = write_json(options.out / "evaluate" / name / "result.json", result)
+    write_json(file, result)
     _print(*metrics_table(measured["metrics"]))
     tell(f"{ARROW_NOTE}\n{measured['rows']} rows, {result['seconds']:.0f} s; {file}")
     tell(f"report: {write_report(options.out)}")
     return 0
+
+
+def _free(out: Path, name: str, checkpoint: Path) -> Path:
+    """Where the result goes; raises UsageError for a name that is no folder name or is another checkpoint's."""
+    folder = out / "evaluate"
+    file = folder / name / "result.json"
+    if file.parent.resolve().parent != folder.resolve():
+        raise UsageError(f"--name {name!r} cannot name a folder below {folder}; give a name without slashes")
+    if file.is_file():
+        other = read_result(file).get("settings", {}).get("checkpoint")
+        if other != str(checkpoint.resolve()):
+            raise UsageError(f"{file} holds the numbers of {other}; give this result another --name")
+    return file
 
 
 def _print(columns: list[str], rows: list[list[Any]]) -> None:

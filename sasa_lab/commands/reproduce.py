@@ -13,6 +13,7 @@ from sasa_lab.arguments import checked_device, deadline
 from sasa_lab.profiles import SEEDS, Profile, plan
 from sasa_lab.report import write_report
 from sasa_lab.running import command_for, tell, try_figure
+from synthetic.errors import Interrupted
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,11 @@ def run(options: Options) -> int:
     failed = {}
     for figure in chosen.run:
         tell(f"{figure.name}: {figure.title} (at most {figure.budget[options.profile]:.0f} s)")
-        why = try_figure(figure, context, options.force)
+        try:
+            why = try_figure(figure, context, options.force)
+        except Interrupted:
+            tell(f"report of what is done: {write_report(options.out)}")
+            raise
         if why is not None:
             failed[figure.name] = why
             tell(f"{figure.name}: failed: {why}")

@@ -135,6 +135,35 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(lab, here, monkeypatch):
     assert not Path("results/report.html").exists() and not list(here.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("command", [[*TRAIN, "smoke", "--steps", "2"], ["report"]])
+def test_an_out_that_is_a_file_is_named(lab, here, command):
+    Path("taken").write_text("mine")
+    done = lab(*command, "--out", "taken")
+    assert done.status == 1 and "taken" in done.err and done.err.count("\n") == 1, done.err
+    assert Path("taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "../../elsewhere"])
+def test_an_evaluation_stays_in_its_folder(lab, here, name):
+    _world()
+    path = lab(*TRAIN, "world.json", "--set", "n_groups=4", "--steps", "2", "--batch-size", "8").out.split()[-1]
+    done = lab("evaluate", path, "--world", "world.json", "--name", name)
+    assert done.status == 2 and repr(name) in done.err and not list(here.rglob("result.json"))
+
+
+def test_an_evaluation_replaces_no_other_checkpoints(lab, here):
+    _world()
+    small = ["--set", "n_groups=4", "--steps", "2", "--batch-size", "8"]
+    first, second = (lab(*TRAIN, "world.json", *small, "--seed", seed).out.split()[-1] for seed in (0, 1))
+    evaluate = ["--world", "world.json", "--rows", "50", "--name", "mine"]
+    assert lab("evaluate", first, *evaluate).status == 0
+    before = Path("results/evaluate/mine/result.json").read_bytes()
+    done = lab("evaluate", second, *evaluate)
+    assert done.status == 2 and first in done.err and "--name" in done.err
+    assert Path("results/evaluate/mine/result.json").read_bytes() == before
+    assert lab("evaluate", first, *evaluate).status == 0
+
+
 def test_ctrl_c_is_a_sentence_and_status_1(lab, here, monkeypatch):
     from sasa_lab.commands import report
 

@@ -84,6 +84,20 @@ def test_a_box_becomes_a_sentence():
     assert sentence(box) == "Error: no such thing"
 
 
+def test_a_box_drawn_without_frames_becomes_the_same_sentence():
+    box = " Unrecognized options \n -------- \n  Unknown: --stps \n ------- \n Perhaps you meant: \n   --steps INT \n"
+    assert sentence(box) == "Unknown: --stps; did you mean '--steps'?"
+
+
+def test_output_that_nobody_reads_any_more_is_no_error():
+    program = "from sasa_lab.cli import main; import sys; sys.exit(main(['figure', 'list']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", program], stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writer)
+    assert done.returncode == 1 and done.stderr == ""
+
+
 def test_the_example_script_runs(tmp_path):
     script = ROOT / "examples" / "plant_train_evaluate_draw.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -43,13 +43,13 @@ def test_a_finished_result_is_kept_and_force_measures_again(lab, toy, here):
     assert len(toy.contexts) == 2
 
 
-@pytest.mark.parametrize("change", ["version", "seeds", "options"])
-def test_another_version_seed_or_option_is_measured_anew(lab, toy, here, change):
+@pytest.mark.parametrize("change", ["code", "seeds", "options"])
+def test_other_code_seeds_or_options_are_measured_anew(lab, toy, here, change):
     lab("figure", "toy")
     words = []
-    if change == "version":
+    if change == "code":
         file = FOLDER / "result.json"
-        file.write_text(file.read_text().replace('"sasa-lab": "', '"sasa-lab": "0.'))
+        file.write_text(file.read_text().replace('"code": "', '"code": "0'))
     else:
         words = {"seeds": ["--seeds", 7], "options": ["--option", "store=x"]}[change]
     lab("figure", "toy", *words)
@@ -86,7 +86,7 @@ def test_a_result_that_is_not_finite_is_refused(lab, toy, here):
     assert not FOLDER.exists() or not list(FOLDER.iterdir())
 
 
-@pytest.mark.parametrize("failure", [DataError("broken row"), Interrupted("stopped, saved"), RuntimeError("a bug")])
+@pytest.mark.parametrize("failure", [DataError("broken row"), RuntimeError("a bug")])
 def test_reproduce_goes_on_after_a_failure_and_ends_with_status_1(lab, toy, here, failure):
     def raising(context):
         raise failure
@@ -95,6 +95,18 @@ def test_reproduce_goes_on_after_a_failure_and_ends_with_status_1(lab, toy, here
     done = lab("reproduce")
     assert done.status == 1 and "first" in done.err and str(failure) in done.out
     assert (FOLDER / "result.json").is_file() and Path("results/report.html").is_file()
+
+
+def test_reproduce_stops_when_interrupted_and_keeps_what_is_done(lab, toy, here):
+    def stopped(context):
+        raise Interrupted("stopped by signal 2, state saved")
+
+    figures._items["later"] = dataclasses.replace(toy.figure, name="later", run=stopped, budget={"quick": 15.0})
+    figures._items["last"] = dataclasses.replace(toy.figure, name="last", budget={"quick": 20.0})
+    done = lab("reproduce")
+    assert done.status == 1 and done.err == "sasa-lab: error: stopped by signal 2, state saved\n"
+    assert (FOLDER / "result.json").is_file() and Path("results/report.html").is_file()
+    assert len(toy.contexts) == 1 and not Path("results/last").exists()
 
 
 def test_reproduce_lists_what_it_leaves_with_its_command(lab, toy, here):
