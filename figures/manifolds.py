@@ -62,7 +62,7 @@ PUBLISHED = {
     "sasa": (1, 1, 1),
 }
 PUBLISHED_RANKS = (2, 3, 3)
-STEPS = {"quick": 1200, "standard": 4000, "paper": 20_000}
+STEPS = {"quick": 1200, "standard": 3000, "paper": 20_000}
 FLOOR, POINTS, DRAWN, ROWS = 0.001, 4000, 1200, 20_000
 BEST_CHANCE = 1.5
 
@@ -317,7 +317,7 @@ def _draw_budget(numbers: dict[str, Any], budget: str) -> Any:
                 ax.set(xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal")
             else:
                 ax = picture.add_subplot(*place, projection="3d", computed_zorder=True)
-                ax.scatter(*z.T, c=colour, s=5, lw=0, depthshade=False)
+                ax.scatter(*z.T, c=colour, s=13, lw=0, depthshade=False)
                 ax.set_box_aspect((1, 1, 1), zoom=1.25)
                 ax.view_init(22, 35)
             ax.set_axis_off()

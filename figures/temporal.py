@@ -28,6 +28,7 @@ from sasa_theory.concepts import (
     templates,
 )
 from sasa_theory.models.base import SparseModel
+from sasa_theory.models.normaliser import NormalisedModel
 from synthetic.errors import UsageError
 
 CONCEPTS = ("weekday", "month")
@@ -102,14 +103,14 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
-def unit_norms(model: SparseModel, rows: Tensor, chunk: int = 4096) -> np.ndarray:
+def unit_norms(model: "SparseModel | NormalisedModel", rows: Tensor, chunk: int = 4096) -> np.ndarray:
     """Norm of every unit's coefficients on every row: (n, D) states -> (n, K)."""
     with torch.no_grad():
         parts = [torch.linalg.vector_norm(model.encode(part).dense(), dim=-1) for part in rows.split(chunk)]
     return torch.cat(parts).double().numpy()
 
 
-def unit_codes(model: SparseModel, unit: int, rows: Tensor) -> np.ndarray:
+def unit_codes(model: "SparseModel | NormalisedModel", unit: int, rows: Tensor) -> np.ndarray:
     """One unit's coefficients on every row, zero where it is off: (n, D) states -> (n, r)."""
     with torch.no_grad():
         return model.encode(rows).dense()[:, unit].double().numpy()
