@@ -269,7 +269,8 @@ def _findings(results: dict, dims: list[int]) -> list[dict[str, str]]:
         },
         {
             "sentence": "splitting",
-            "status": "supported" if split else "undecided",
+            # three manifolds of two and three dimensions can refute splitting, but show no growth law
+            "status": "undecided" if split or not chance else "refuted",
             "text": f"one active atom per row, baselines within {BEST_CHANCE} x K-lines: {listed or 'none'} "
             f"owners of circle/sphere/helix; beyond: {', '.join(others) or 'none'}. Growth with d: not tested here",
         },
