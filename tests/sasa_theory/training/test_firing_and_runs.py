@@ -2,6 +2,7 @@
 
 import json
 
+import joblib
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,6 +36,8 @@ def test_dead_equals_counting_over_the_window(data, n_units, size, batches_per_b
         fired = data.draw(st.lists(st.sets(st.integers(0, n_units - 1)).map(sorted), min_size=size, max_size=size))
         history.append(fired)
         tracker.update(batch(fired, n_units))
+        # at every step, not only the last: nothing is dead before one whole window has passed
+        assert (tracker.dead() is None) == (len(history) * size < window)
     # the window slides by tenths: ten whole buckets and the one being filled
     done = len(history)
     started = -(-done // batches_per_bucket)
@@ -104,6 +107,15 @@ def test_two_processes_do_not_train_one_run(tmp_path):
     with shared._locked(place), pytest.raises(LabError, match="another process is training"):
         fit(world, "topk", SETTINGS, SHORT, out=tmp_path, progress=False)
     fit(world, "topk", SETTINGS, SHORT, out=tmp_path, progress=False)
+
+
+def test_a_job_given_twice_is_one_run(tmp_path, monkeypatch):
+    """Two workers on one run would fight for its lock; one job left to do needs no workers at all."""
+    monkeypatch.setattr(shared.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(joblib, "Parallel", None)
+    job = Job("topk", SETTINGS, SHORT)
+    first, second = fit_all(World.from_spec("smoke"), [job, job], out=tmp_path)
+    assert first.directory == second.directory
 
 
 @pytest.mark.slow

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from sasa_theory import saelens
 from sasa_theory.models import build
 from sasa_theory.training import Trainer, TrainSettings
+from sasa_theory.training import trainer as module
 from sasa_theory.training.state import load_state, save_state
 from synthetic import World
 from synthetic.errors import DataError, Interrupted, LabError, UsageError
@@ -70,7 +71,8 @@ def assert_same_state(first: Path, second: Path) -> None:
     assert (first / "log.jsonl").read_text() == (second / "log.jsonl").read_text()
 
 
-@settings(deadline=None, max_examples=12)
+# no shrinking: an example is four names already, and each try trains twice
+@settings(deadline=None, max_examples=12, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(
     architecture=st.sampled_from(sorted(ARCHITECTURES)),
     stop=st.integers(1, 23),
@@ -150,6 +152,113 @@ def test_signal_handlers_are_put_back(tmp_path):
         run.fit()
     assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
     assert load_state(tmp_path / "trainer_state.safetensors")["step"] == 1
+
+
+def test_a_signal_during_the_last_save_is_not_lost(tmp_path, monkeypatch):
+    """A sweep of runs must end at Ctrl-C even if it comes as one of them ends; that run is complete all the same."""
+    run = trainer("topk", tmp_path, steps=5)
+    save = run.save
+    monkeypatch.setattr(run, "save", lambda: (save(), os.kill(os.getpid(), signal.SIGINT))[0])
+    with pytest.raises(Interrupted, match="signal 2 at step 5 of 5"):
+        run.fit()
+    resumed = trainer("topk", tmp_path, steps=5).fit(resume=True)
+    x = world().sample(20, 1).x
+    torch.testing.assert_close(saelens.load(tmp_path)(x), resumed(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_step_is_never_late(tmp_path):
+    run = trainer("topk", tmp_path, steps=5)
+    run._late = lambda: run.step >= 5
+    run.fit()
+
+
+@pytest.mark.parametrize("dies", ["save_state", "export", "log"])
+@pytest.mark.parametrize("when", [1, 2, 3])
+def test_a_kill_inside_a_save_harms_nothing(tmp_path, monkeypatch, dies, when):
+    """Power cut before each file of each checkpoint: the resumed run's state, log and export are the straight run's."""
+
+    class Killed(BaseException):
+        pass
+
+    calls = 0
+
+    def deadly(write):
+        def wrapped(*arguments, **keywords):
+            nonlocal calls
+            calls += 1
+            if calls == when:
+                raise Killed
+            return write(*arguments, **keywords)
+
+        return wrapped
+
+    trainer("sasa", tmp_path / "straight", steps=14).fit()
+    with monkeypatch.context() as patch:
+        run = trainer("sasa", tmp_path / "cut", steps=14)
+        if dies == "export":
+            patch.setattr(module.saelens, "save", deadly(saelens.save))
+        else:
+            name = "save_state" if dies == "save_state" else "write_text"
+            patch.setattr(module, name, deadly(getattr(module, name)))
+        try:
+            run.fit()
+        except Killed:
+            again = trainer("sasa", tmp_path / "cut", steps=14)
+            again.fit(resume=again.state_file.exists())
+    assert_same_state(tmp_path / "straight", tmp_path / "cut")
+    x = world().sample(20, 1).x
+    assert torch.equal(saelens.load(tmp_path / "straight")(x), saelens.load(tmp_path / "cut")(x))
+
+
+def test_the_log_can_be_followed_and_a_torn_one_is_repaired(tmp_path):
+    straight, run = trainer("topk", tmp_path / "a"), trainer("topk", tmp_path / "b")
+    straight.fit()
+    step = run._train_step
+    seen = []
+
+    def watched():
+        step()
+        seen.append(len((tmp_path / "b" / "log.jsonl").read_text().splitlines()))
+        if run.step == 10:
+            raise KeyboardInterrupt  # as if killed: three steps and one line past the checkpoint of step 7
+
+    run._train_step = watched
+    with pytest.raises(KeyboardInterrupt):
+        run.fit()
+    assert seen == [n // 3 for n in range(1, 11)]
+    with open(tmp_path / "b" / "log.jsonl", "a") as file:
+        file.write('{"step": 12, "lo')
+    trainer("topk", tmp_path / "b").fit(resume=True)
+    assert_same_state(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("initialise", ["random", "data"])
+def test_every_architecture_starts_from_the_mean(architecture, initialise):
+    rows = [torch.randn(512, 32, generator=torch.Generator().manual_seed(i)) + 3 for i in range(40)]
+    model = build(architecture, width_in=32, **ARCHITECTURES[architecture])
+    run = Trainer(model, iter(rows), TrainSettings(steps=1, batch_size=512, initialise=initialise))
+    run._start()
+    used = torch.cat(rows[: 32 if initialise == "data" else 2])
+    torch.testing.assert_close(model.b_dec.detach(), used.mean(dim=0))
+    assert torch.equal(next(run._rows), rows[0])
+
+
+def test_nan_is_found_at_its_step_and_never_reaches_the_weights():
+    rows = [torch.randn(512, 32, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    rows[4][100, 7] = torch.nan
+    model = build("topk", width_in=32, n_latents=30, active_latents=3)
+    with pytest.raises(DataError, match=r"batch 4 holds NaN or Inf \(first at row 100\)"):
+        Trainer(model, iter(rows), TrainSettings(steps=6, batch_size=512, log_every=100)).fit()
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def test_diverging_is_told_apart_from_bad_data():
+    rows = [torch.randn(64, 32) for _ in range(20)]
+    model = build("relu", width_in=32, n_latents=30, coefficient=0.1)
+    wild = TrainSettings(steps=20, batch_size=64, lr=1e30, clip_norm=None)
+    with pytest.raises(DataError, match="though the data are; lower the learning rate"):
+        Trainer(model, iter(rows), wild).fit()
 
 
 def test_deadline_stops_after_one_step_and_says_where_the_state_is(tmp_path):
