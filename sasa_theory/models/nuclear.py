@@ -27,8 +27,12 @@ def block_nuclear_norm(dec: "Float[Tensor, 'K r D']") -> "Float[Tensor, ' K']":
 
 
 def _gram(block: Tensor) -> Tensor:
-    """block block^T (K, r, r) of (K, r, D) blocks, in float64 from the products' own precision."""
-    return (block @ block.transpose(1, 2)).double()
+    """block block^T (K, r, r) of (K, r, D) blocks, multiplied in the weights' own precision, then float64.
+
+    Never in autocast's: squaring halves the digits, and bf16 would lose the small singular values the penalty is for.
+    """
+    with torch.autocast(block.device.type, enabled=False):
+        return (block @ block.transpose(1, 2)).double()
 
 
 def _powers(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@
                               or nuclear * mean_k ||D_k||_*        (penalty "decoder", the published code's: C8)
            + auxiliary loss on dead groups
 
-`penalise="active"` charges the groups that fire in the batch: for a group that never fires the penalty would be its
-only gradient and shrink it until it can never win the gate again. `"all"` is the objective as written.
+`penalise="active"` charges the groups that fire in the batch, so that a dead group is not also shrunk; `"all"` is the
+objective as written. Charging only active groups did not by itself lower the dead share on planted data; warming
+`penalty_scale` up did (trainer setting penalty_warmup_steps).
 """
 
 from typing import Any, Literal
@@ -87,7 +88,11 @@ class SASA(SparseModel):
 
     @torch.no_grad()
     def post_step(self, loss: Loss) -> None:
-        """Fix the gauge: each block to ||D_k||_F = sqrt(r), its encoder block scaled back, so every map stays."""
+        """Fix the gauge: each block to ||D_k||_F = sqrt(r), its encoder block scaled back, so every map stays.
+
+        Adam's moments stay in the scale of before: a step moves each entry by about lr, so a block's norm by at most
+        a share of about lr sqrt(D), and the moments are off by that share.
+        """
         if not self.gauge:
             return
         _, dec = self.blocks()
