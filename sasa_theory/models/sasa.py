@@ -6,8 +6,8 @@
            + auxiliary loss on dead groups
 
 `penalise="active"` charges the groups that fire in the batch, so that a dead group is not also shrunk; `"all"` is the
-objective as written. Charging only active groups did not by itself lower the dead share on planted data; warming
-`penalty_scale` up did (trainer setting penalty_warmup_steps).
+objective as written. On language-model activations this and warming `penalty_scale` up each lowered the dead share
+(.56 to .43 and .45, both .34; nuclear .3, one seed); on planted data only the warm-up did. Neither ends it.
 """
 
 from typing import Any, Literal
