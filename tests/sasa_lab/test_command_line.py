@@ -63,14 +63,16 @@ def test_every_architecture_trains_and_evaluates_without_sizes(lab, here, archit
 
 def test_plugins_bring_a_manifold_and_an_architecture(lab, here):
     examples = ROOT / "examples"
-    plugins = ["--plugin", examples / "plugin_lemniscate.py", f"--plugin={examples / 'plugin_tied.py'}"]
-    size = ["--steps", 5, "--batch-size", 32, "--set", "n_latents=16", "active_latents=2"]
-    done = lab("train", "--world", examples / "lemniscate.json", *plugins, "--arch", "tied_topk", *size)
+    plugins = ["--plugin", examples / "plugin_lemniscate.py", f"--plugin={examples / 'plugin_projector.py'}"]
+    size = ["--steps", 5, "--batch-size", 1024, "--set", "n_groups=8", "group_rank=2"]
+    done = lab("train", "--world", examples / "lemniscate.json", *plugins, "--arch", "projector", *size)
     assert done.status == 0, done.err
     from sasa_theory import saelens
 
     model = saelens.load(done.out.split()[-1])
-    assert (model.W_enc - model.W_dec.T).abs().max() < 1e-6
+    enc, dec = model.blocks()
+    maps = enc @ dec
+    assert (maps @ maps - maps).abs().max() < 1e-5 and (maps - maps.mT).abs().max() < 1e-5
     assert lab("evaluate", done.out.split()[-1], "--world", examples / "lemniscate.json", "--rows", 500).status == 0
 
 
