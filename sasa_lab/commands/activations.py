@@ -1,5 +1,6 @@
 """`sasa-lab activations`: text through a language model, one layer kept in a store."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -69,6 +70,7 @@ def run(options: Options) -> int:
         workers=options.workers,
         keep_special=options.keep_special,
         norm_limit=None if options.norm_limit == float("inf") else options.norm_limit,
+        progress=sys.stderr.isatty(),
     )
     dropped = ", ".join(f"{count} {reason}" for reason, count in done.dropped.items()) or "none"
     tell(f"{done.rows} tokens stored in {done.path} (left out: {dropped})")
