@@ -6,8 +6,9 @@
            + auxiliary loss on dead groups
 
 `penalise="active"` charges the groups that fire in the batch, so that a dead group is not also shrunk; `"all"` is the
-objective as written. On language-model activations this and warming `penalty_scale` up each lowered the dead share
-(.56 to .43 and .45, both .34; nuclear .3, one seed); on planted data only the warm-up did. Neither ends it.
+objective as written. On language-model activations this with a warm-up of `penalty_scale` left 4 % of the groups silent
+against 21 % for "all" without one and 0.2 % without penalty (K=1024, nuclear .0156, one seed); at nuclear .3 each alone
+took .56 to .43 and .45, both to .34; on planted data only the warm-up helped. Neither ends it.
 """
 
 from typing import Any, Literal
