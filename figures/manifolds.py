@@ -63,7 +63,7 @@ PUBLISHED = {
     "sasa": (1, 1, 1),
 }
 PUBLISHED_RANKS = (2, 3, 3)
-STEPS = {"quick": 1200, "standard": 8000, "paper": 20_000}
+STEPS = {"quick": 1200, "standard": 6000, "paper": 20_000}
 #: shorter runs of the first seed: has training on from there still changed anything, or is it the plateau?
 EARLIER = {"standard": 3000, "paper": 8000}
 FLOOR, POINTS, DRAWN, ROWS = 0.001, 4000, 1200, 20_000
