@@ -16,6 +16,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import integrate, optimize, special
 
+from sasa_theory.arguments import require_count, require_real
 from sasa_theory.bounds_groups import (
     consolidation_ratio,
     decoder_norm_range,
@@ -32,7 +33,6 @@ from sasa_theory.bounds_groups import (
     subspace_error,
     subspace_error_bound,
 )
-from sasa_theory.arguments import require_count, require_real
 from synthetic.errors import UsageError
 
 __all__ = [

@@ -85,7 +85,7 @@ def routed_cost(
         raise UsageError(
             f"shapes maps {maps.shape}, x {x.shape}, index {index.shape}; expected (K, D, D), (n, D), (n, s)"
         )
-    if index.size and not (-1 <= index.min() and index.max() < len(maps)):
+    if index.size and not (index.min() >= -1 and index.max() < len(maps)):
         raise UsageError(f"index holds groups {index.min()} to {index.max()}; expected -1 (none) to {len(maps) - 1}")
     shares = np.full(len(x), 1 / max(len(x), 1)) if weights is None else np.asarray(weights, dtype=np.float64)
     if shares.shape != (len(x),) or not (shares >= 0).all():
