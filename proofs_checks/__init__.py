@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 #: modules whose import files the claims of each part
-PARTS = ("representation", "covering", "l1_risk", "l1_descent", "consolidation", "soft_routing", "recovery", "samples")
+PARTS = ("representation", "covering")
 
 
 def claims() -> list[Claim]:

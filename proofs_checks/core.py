@@ -299,7 +299,9 @@ def _scale(value: Any, factor: float) -> Any:
     if isinstance(value, bool | np.bool_):
         raise TypeError("a yes or no has no twin 5 % away; give the check a number")
     if isinstance(value, int | np.integer):
-        moved = round(int(value) * Fraction(factor))  # exact, also where a float would overflow
+        moved = round(
+            int(value) * Fraction(factor).limit_denominator(10**9)
+        )  # exact, also where a float would overflow
         return moved if moved != value else int(value) + (1 if factor > 1 else -1)
     if isinstance(value, tuple):
         parts = [_scale(part, factor) for part in value]

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 #: command -> one line for `sasa-lab --help`; the module of the same name has the rest
 COMMANDS = {
     "reproduce": "draw every figure that needs nothing but this program, then write the report",
+    "verify": "check every claim, each with false twins that the same check must refute",
     "figure": "draw one figure or table of the paper by name",
     "train": "train a sparse dictionary on a planted world or on stored activations",
     "activations": "run text through a language model and store one layer's activations",
@@ -34,7 +35,7 @@ commands:
 
 for every command:
   --help            what it does, its options and an example
-  --plugin FILE     a Python file with manifolds or architectures of your own (may be given more than once)
+  --plugin FILE     a Python file with manifolds, architectures or claims of your own (may be given more than once)
 
 begin with:
   sasa-lab reproduce --profile quick

@@ -80,11 +80,11 @@ def show(value: Any) -> str:
     return str(value)
 
 
-def _place(result: Mapping[str, Any]) -> tuple[bool, str, int]:
-    """Figures first, by name, the largest profile first; evaluations after them."""
+def _place(result: Mapping[str, Any]) -> tuple[int, str, int]:
+    """Verdicts first, then figures by name, the largest profile first; all else after them."""
     profile = result.get("profile")
     return (
-        result.get("kind") != "figure",
+        {"verification": 0, "figure": 1}.get(str(result.get("kind")), 2),
         str(result.get("name")),
         -PROFILES.index(profile) if profile in PROFILES else 0,
     )
@@ -117,6 +117,7 @@ def _how_to_begin() -> str:
     return (
         "<h2>Nothing to show yet</h2>\n<p>No result file was found. Make some, then write this page again:</p>\n"
         "<pre>sasa-lab reproduce --profile quick      # figures, about ten minutes on two cores\n"
+        "sasa-lab verify                         # every claim, about three minutes\n"
         "sasa-lab train --world three-manifolds --arch sasa\n"
         "sasa-lab evaluate CHECKPOINT --world three-manifolds\nsasa-lab report</pre>"
     )

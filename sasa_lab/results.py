@@ -3,6 +3,7 @@
     OUT/<figure>/<profile>/result.json      the figure's result with its provenance
     OUT/<figure>/<profile>/figure.svg .png  drawn from result.json as read back, never from memory
     OUT/evaluate/<name>/result.json         what `sasa-lab evaluate` measured
+    OUT/verify/<profile>/result.json        the verdicts of `sasa-lab verify`
     OUT/runs/                               trained models, shared by figures (sasa_theory.training.runs)
 
 Every file is written whole or not at all.
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 SKIPPED = ("runs",)
 #: packages whose sources decide what a figure measures
 MEASURING = ("synthetic", "sasa_theory", "figures")
+#: packages whose sources decide what a claim's check says
+CHECKING = ("synthetic", "sasa_theory", "proofs_checks")
 #: fixes the ids inside SVG files, so that equal results give equal files
 HASH_SALT = "sasa-lab"
 
@@ -81,11 +84,11 @@ def commit() -> str | None:
 
 
 @cache
-def code() -> str:
+def code(packages: tuple[str, ...] = MEASURING) -> str:
     """A hash of the sources and data files of the packages that measure: other code, other results."""
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
-    for package in MEASURING:
+    for package in packages:
         for path in sorted((root / package).rglob("*")):
             if path.suffix in (".py", ".json"):
                 digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())

@@ -29,13 +29,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence of the paper in this project's words, the claims and figures that bear on it, and the findings."""
+    """A sentence of the paper in this project's words, the claims and figures that bear on it, and the findings.
+
+    if_claims_stand is its status when its claims are as stated, `caveat` why that is not "supported".
+    """
 
     id: str
     part: str
     sentence: str
     claims: Sequence[str]
     figures: Sequence[str]
+    if_claims_stand: str = "supported"
+    caveat: str = ""
     findings: list[Finding] = field(default_factory=list)
 
     @property
