@@ -1,6 +1,7 @@
 """`sasa-lab verify` as a user meets it: table, JSON, exit status, a claim of one's own, stop and resume."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +96,10 @@ def test_verdicts_become_findings_about_the_papers_sentences():
     assert status([row("C4a"), row("C4b", "refuted")], "soft-routing") == "needs an assumption"
     assert status([row("D3", "undecided"), row("D1")], "samples") == "undecided"
     assert status([row("C8")], "released-variant") == "refuted"
+
+
+def test_the_worked_example_of_the_readme_holds_and_its_twin_is_refuted(tmp_path, capsys):
+    example = Path(__file__).resolve().parents[2] / "examples" / "claim_ball.py"
+    words = ["verify", "--plugin", str(example), "--claim", "A3-ball", "--details", "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert "an ellipsoid refuted" in capsys.readouterr().out
