@@ -234,13 +234,31 @@ def window_world(dims: Sequence[int] = (2, 4, 6), width: int = 24, noise: float 
     )
 
 
-def window_job(lam: float, steps: int, seed: int, penalty: str = "map", groups: int = 6, rank: int = 8) -> Job:
-    """A SASA of s = 1 with penalty coefficient lam, charged in every batch for every group, as the theorem has it."""
-    settings = {"n_groups": groups, "group_rank": rank, "active_groups": 1, "aux_groups": 1, "penalise": "all"}
+def window_job(lam: float, steps: int, seed: int, groups: int, rank: int, penalty: str = "map") -> Job:
+    """A SASA of s = 1 with penalty coefficient lam on every group, as in the theorem, warmed up over half the steps.
+
+    Without the warm-up groups often settle before they have found a feature each, and one then holds parts of several.
+    """
+    model = {
+        "n_groups": groups,
+        "group_rank": rank,
+        "active_groups": 1,
+        "aux_groups": 1,
+        "penalise": "all",
+        "penalty": penalty,
+        "nuclear": lam,
+    }
     training = TrainSettings(
-        steps=steps, batch_size=512, lr=3e-3, decay_fraction=0.4, dead_window=30 * 512, initialise="data", seed=seed
+        steps=steps,
+        batch_size=512,
+        lr=3e-3,
+        decay_fraction=0.4,
+        penalty_warmup_steps=steps // 2,
+        dead_window=30 * 512,
+        initialise="data",
+        seed=seed,
     )
-    return Job("sasa", {**settings, "penalty": penalty, "nuclear": lam}, training)
+    return Job("sasa", model, training)
 
 
 class TrainedRank(NamedTuple):
