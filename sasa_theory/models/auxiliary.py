@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sasa_theory.models.base import SparseModel, combine, reconstruction_error
-from sasa_theory.models.codes import Codes
+from sasa_theory.models.gate import best_units
 
 
 def auxiliary_loss(
@@ -30,18 +30,8 @@ def auxiliary_loss(
         return x.new_zeros(())
     residual = (x - xhat).detach()
     columns = (which[:, None] * model.rank + torch.arange(model.rank, device=which.device)).flatten()
-    pre = residual @ model.W_enc[:, columns] + model.b_enc[columns]
-    values = (pre if signed else pre.relu()).unflatten(1, (len(which), model.rank))
-    codes = top_units(values, min(n_best, len(which)))
+    codes = best_units(
+        residual, model.W_enc[:, columns], model.b_enc[columns], None, model.rank, min(n_best, len(which)), signed
+    )
     # an unrevived unit must not push the others, so the target is the residual itself
     return reconstruction_error(residual, combine(codes, model.W_dec[columns]))
-
-
-def top_units(values: "Float[Tensor, 'B K r']", n_best: int) -> Codes:
-    """Per sample the `n_best` units of largest norm, as gated codes (the Top-s gate)."""
-    n_units = values.shape[1]
-    with torch.no_grad():
-        # squared norms order as norms do, and have no kink at zero
-        index = values.square().sum(-1).topk(n_best, dim=1, sorted=False).indices
-    picked = values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
-    return Codes(index, picked, n_units)

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sasa_theory.models import gated_step
 from sasa_theory.models.codes import Codes
 from synthetic.errors import UsageError
 
@@ -76,7 +77,8 @@ class SparseModel(nn.Module):
         require_positive(width_in=width_in, n_units=n_units, rank=rank)
         self.width_in, self.n_units, self.rank = width_in, n_units, rank
         columns = n_units * rank
-        self.W_enc = nn.Parameter(torch.empty(width_in, columns))
+        # stored column by column, so that a unit's block is contiguous in both weights and in their gradients
+        self.W_enc = nn.Parameter(torch.empty(columns, width_in).T)
         self.b_enc = nn.Parameter(torch.zeros(columns))
         self.W_dec = nn.Parameter(torch.empty(columns, width_in))
         self.b_dec = nn.Parameter(torch.zeros(width_in))
@@ -180,6 +182,8 @@ def combine(codes: Codes, rows: "Float[Tensor, 'Kr D']") -> "Float[Tensor, 'B D'
     batch, slots = codes.index.shape
     if slots == 0:
         return rows.new_zeros(batch, rows.shape[1])
+    if gated_step.available(codes.values, rows):
+        return gated_step.combine(codes.index, codes.values, rows)
     start = codes.index.clamp_min(0)[..., None] * codes.rank
     index = (start + torch.arange(codes.rank, device=start.device)).reshape(batch, -1)
     weights = codes.values.reshape(batch, -1).to(rows.dtype)

@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sasa_theory.models.auxiliary import auxiliary_loss, top_units
+from sasa_theory.models.auxiliary import auxiliary_loss
 from sasa_theory.models.base import Loss, SparseModel, reconstruction_error, require_number, require_positive
 from sasa_theory.models.codes import Codes
+from sasa_theory.models.gate import best_units
 from sasa_theory.models.nuclear import block_nuclear_norm, map_nuclear_norm
 from sasa_theory.models.registry import architectures
 from synthetic.errors import UsageError, unknown
@@ -58,7 +59,7 @@ class SASA(SparseModel):
 
     def encode(self, x: "Float[Tensor, 'B D']") -> Codes:
         """The s groups of largest norm, with their r coefficients each."""
-        return top_units(self.pre_activations(x).unflatten(1, (self.n_units, self.rank)), self.active_groups)
+        return best_units(x, self.W_enc, self.b_enc, self.b_dec, self.rank, self.active_groups, signed=True)
 
     def loss(
         self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0

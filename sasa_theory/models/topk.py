@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sasa_theory.models.auxiliary import auxiliary_loss, top_units
+from sasa_theory.models.auxiliary import auxiliary_loss
 from sasa_theory.models.base import (
     Loss,
     SparseModel,
@@ -21,6 +21,7 @@ from sasa_theory.models.base import (
     unit_rows_,
 )
 from sasa_theory.models.codes import Codes
+from sasa_theory.models.gate import best_units
 from sasa_theory.models.registry import architectures
 from synthetic.errors import UsageError
 
@@ -43,8 +44,7 @@ class TopK(SparseModel):
 
     def encode(self, x: "Float[Tensor, 'B D']") -> Codes:
         """The k largest rectified (or, signed, absolutely largest) latents."""
-        pre = self.pre_activations(x)
-        return top_units((pre if self.signed else pre.relu())[..., None], self.active_latents)
+        return best_units(x, self.W_enc, self.b_enc, self.b_dec, 1, self.active_latents, self.signed)
 
     def loss(
         self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0

@@ -299,6 +299,10 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         moments = {int(i): s for i, s in state["optimizer"].items()}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        for parameter, held in self.optimizer.state.items():
+            # the fused kernel walks moments and weights side by side in memory, so they need one layout
+            for name in ("exp_avg", "exp_avg_sq"):
+                held[name] = torch.empty_like(parameter).copy_(held[name])
         self.firing.load_state_dict(state["firing"])
         self.source.load_state_dict(state["sources"][parallel.rank()])
         self.step = int(state["step"])
