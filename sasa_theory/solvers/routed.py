@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
+from scipy.linalg import eigh
 
 from sasa_theory.arguments import require_count, require_real
 from sasa_theory.geometry import as_matrix
@@ -119,7 +120,11 @@ def weighted_bound(
 
 def operator_norm(nu: "Float[ndarray, 'm D']", rows: "Float[ndarray, 'm D']") -> float:
     """||2 sum_t nu_t h_t^T||_op over the given tokens; exact, because a bound must not rest on an iteration's word."""
-    return 2 * float(np.linalg.norm(nu.T @ rows, 2)) if len(rows) else 0.0
+    product = nu.T @ rows
+    top = len(product) - 1
+    # the largest eigenvalue of the Gram matrix: several times faster than singular values at D = 640
+    largest = eigh(product.T @ product, eigvals_only=True, subset_by_index=(top, top))[0]
+    return 2 * math.sqrt(max(float(largest), 0.0))
 
 
 def tokens(
