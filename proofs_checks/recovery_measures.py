@@ -39,17 +39,19 @@ def spectrum_moment(
     return (basis * eigenvalues) @ basis.T
 
 
-def best_map(sigma: "Float[ndarray, 'D D']", lam: float, tolerance: float = 1e-11) -> "Float[ndarray, 'D D']":
+def best_map(
+    sigma: "Float[ndarray, 'D D']", lam: float, tolerance: float = 1e-11, steps: int = 100_000
+) -> "Float[ndarray, 'D D']":
     """argmin_M tr((I - M) Sigma (I - M)^T) + lam ||M||_* by accelerated proximal gradient, no closed form used (C1).
 
     Step 1 / (2 sigma_1), momentum restarted when it points uphill (O'Donoghue & Candes 2015); stops when a step moves
-    no entry by more than `tolerance`. Raises UsageError when it does not stop within 100,000 steps.
+    no entry by more than `tolerance`. Raises UsageError when `steps` are not enough for that.
     """
     size = float(np.linalg.norm(sigma, 2))
     eye = np.eye(len(sigma))
     now = ahead = np.zeros_like(sigma)
     momentum = 1.0
-    for _ in range(100_000):
+    for _ in range(steps):
         u, values, v = np.linalg.svd(ahead + (eye - ahead) @ sigma / size)
         new = (u * np.maximum(values - lam / (2 * size), 0)) @ v
         if np.vdot(ahead - new, new - now) > 0:
@@ -61,7 +63,7 @@ def best_map(sigma: "Float[ndarray, 'D D']", lam: float, tolerance: float = 1e-1
         faster = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
         ahead = new + (momentum - 1) / faster * (new - now)
         now, momentum = new, faster
-    raise UsageError("the proximal descent did not settle; give a Sigma of smaller condition number")
+    raise UsageError("the proximal descent did not settle; give it more steps, or a Sigma of smaller condition number")
 
 
 def best_rank(sigma: "Float[ndarray, 'D D']", lam: float) -> int:

@@ -31,6 +31,8 @@ from synthetic.errors import LabError
 
 #: the explicit example of THEORY.md: the family at d = 2
 ANGLE, LAM = 0.3, 0.4
+#: dimensions of the family
+EXTREMES = (2, 3, 4, 8, 16)
 
 
 # C4a
@@ -107,7 +109,7 @@ def _soft_opponents(seed: int, cases: int) -> tuple[tuple[RoutedSlice, float, fl
         slice_ = random_slice(int(rng.integers(2, 5)), groups, int(rng.integers(1, groups + 1)), 30, rng)
         lam = _lam(slice_, rng)
         found.append((slice_, lam, slice_.best(lam, 1e-6).primal))
-    for d in (2, 3, 4, 8, 16):
+    for d in EXTREMES:
         for angle, lam in ((0.2, 0.1), (0.01, 1e-7), (1e-3, 1e-11)):
             slice_ = simplex_slice(d, angle)
             found.append((slice_, lam, slice_.cost(simplex_maps(d, angle, lam), lam)))
@@ -125,39 +127,32 @@ def check_floor(formula: Formula, bench: Bench) -> Outcome:
     )
 
 
-def _extreme(d: int) -> tuple[float, float]:
-    """Costs of the family near its limit: its maps at the gate's routing, and one group."""
+def _extreme(d: int) -> float:
+    """The family near its limit, p = 1e-4 and lam = 1e-14: the objective at its maps over that of one group."""
     angle, lam = 1e-4, 1e-14
     slice_ = simplex_slice(d, angle)
-    return slice_.cost(simplex_maps(d, angle, lam), lam), slice_cost(slice_map(slice_.sigma, lam), slice_.sigma, lam)
+    single = slice_cost(slice_map(slice_.sigma, lam), slice_.sigma, lam)
+    return slice_.cost(simplex_maps(d, angle, lam), lam) / single
 
 
 def check_ratio_value(formula: Formula, bench: Bench) -> Outcome:
-    """1/d against the ratio of the simplex family near its limit (p = 1e-4, lam = 1e-14), objectives evaluated."""
-    dims = (2, 3, 4, 8, 16)
-    return compare(
-        [formula(d) for d in dims],
-        [math.prod((a, 1 / b)) for a, b in map(_extreme, dims)],
-        2e-3,
-        what="1/d against the family",
-    )
+    """1/d against the family near its limit, both objectives evaluated; it is still about 1e-4 away from the limit."""
+    limits = [_extreme(d) for d in EXTREMES]
+    return compare([formula(d) for d in EXTREMES], limits, 2e-3, what="1/d against the family near its limit")
 
 
 def check_ratio(formula: Formula, bench: Bench) -> Outcome:
     """Soft routing over one group exceeds 1/d on every slice tried."""
     cases = _soft_opponents(bench.seed, bench.pick(10, 60, 200))
-    dims = [slice_.tokens.shape[1] for slice_, *_ in cases]
-    ratios = [cost / slice_value(slice_.sigma, lam) for slice_, lam, cost in cases]
-    family = [a / b for a, b in map(_extreme, (2, 3, 4, 8, 16))]
-    return bounded(
-        [formula(d) for d in (*dims, 2, 3, 4, 8, 16)], ratios + family, what="1/d against cost over that of one group"
-    )
+    ratios = [cost / slice_value(slice_.sigma, lam) for slice_, lam, cost in cases] + [_extreme(d) for d in EXTREMES]
+    dims = [slice_.tokens.shape[1] for slice_, *_ in cases] + list(EXTREMES)
+    return bounded([formula(d) for d in dims], ratios, what="1/d against cost over that of one group")
 
 
 add(
     Claim(
         id="C4a",
-        statement="Under soft routing one group is optimal where pattern moments commute, else less than d times the optimum.",
+        statement="Under soft routing one group is optimal where pattern moments commute, else within d times of it.",
         formula="commuting Sigma_S: cost >= tr f(Sigma); always: cost >= f(tr Sigma) > tr f(Sigma) / d",
         assumptions=("routing given, tokens may use any set of groups", "group rank r >= d", "map penalty"),
         source="sign flips in the common eigenbasis decouple it to d = 1; nu = max_S ||M_S||_* <= sum_k ||M_k||_*",
@@ -197,7 +192,7 @@ def single_group(slice_: RoutedSlice, lam: float) -> float:
 def check_simplex(formula: Formula, bench: Bench) -> Outcome:
     """Both costs of the family against the objective at its maps, and the two-sided certificate of one group."""
     rng = bench.rng("C4b simplex")
-    cases = [(d, 0.01, 1e-7) for d in (2, 3, 4, 8, 16)] + [(2, ANGLE, LAM)]
+    cases = [(d, 0.01, 1e-7) for d in EXTREMES] + [(2, ANGLE, LAM)]
     for _ in range(bench.pick(20, 100)):
         angle = float(rng.uniform(0.01, 1.2))
         cases.append((int(rng.integers(2, 9)), angle, float(rng.uniform(0.01, 0.99)) * math.sin(2 * angle)))
@@ -258,12 +253,12 @@ def check_realised(formula: Formula, bench: Bench) -> Outcome:
 def _found(seed: int, profile: str) -> tuple[tuple[str, Advantage], ...]:
     """The best gates found: (slice and gate in words, advantage)."""
     bench = Bench(profile, seed)  # type: ignore[arg-type]
-    starts, rounds, steps = bench.pick((16, 10, 300), (48, 30, 600), (128, 60, 1500))
+    starts, rounds, steps = bench.pick((16, 10, 300), (24, 20, 500), (128, 60, 1500))
     found = []
     for d in bench.pick((2, 3), (2, 3, 4)):
         laws = {"sphere": sphere_law(d), "Gaussian": gaussian_law(d), "cone": cone_law(d, ANGLE)}
         for name, law in laws.items():
-            for groups, s in bench.pick(((3, 2),), ((3, 2), (4, 2))):
+            for groups, s in bench.pick(((3, 2),), ((3, 2), (4, 2)) if name == "cone" else ((3, 2),)):
                 lam, rng = 0.05, bench.rng(f"C4b search {name} {d} {groups} {s}")
                 where = f"{name} d={d}" + ("" if groups == 3 else f" K={groups}")
                 found.append((f"{where} free", free_gates(law, groups, s, lam, rng, starts=starts, rounds=rounds)))

@@ -71,13 +71,14 @@ def simplex_slice(d: int, angle: float) -> RoutedSlice:
 
 
 def simplex_maps(d: int, angle: float, lam: float) -> "Float[ndarray, 'K d d']":
-    """The maps of C4 for `simplex_slice`: M_0 = (1 - lam / (2 d cos^2 p)) e_1 e_1^T, M_t = a w_t e_1^T.
+    """The maps of C4 for `simplex_slice`: M_0 = (1 - lam / (2 d cos^2 p))_+ e_1 e_1^T, M_t = a w_t e_1^T.
 
-    a = (sin p cos p - lam / 2) / cos^2 p. One feasible point, not the optimum.
+    a = (sin p cos p - lam / 2) / cos^2 p. Near p = pi/2 the common part is worth nothing, hence the _+. One
+    feasible point, not the optimum.
     """
     cosine, sine = math.cos(angle), math.sin(angle)
     maps = np.zeros((d + 1, d, d))
-    maps[0, 0, 0] = 1 - lam / (2 * d * cosine**2)
+    maps[0, 0, 0] = max(0.0, 1 - lam / (2 * d * cosine**2))
     w = simplex_slice(d, math.pi / 2).tokens
     w[:, 0] = 0
     maps[1:, :, 0] = (sine * cosine - lam / 2) / cosine**2 * w
