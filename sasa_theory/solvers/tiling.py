@@ -13,7 +13,6 @@ optimal risk and nothing more.
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy import ndarray
 from scipy import optimize
 
 from sasa_theory.arguments import require_count, require_real
+from sasa_theory.bounds import tiled_limit
 from sasa_theory.geometry import sphere
 from sasa_theory.solvers import lasso
 from synthetic.errors import UsageError
@@ -62,11 +62,22 @@ def risk(
     if len(x) < 2:
         raise UsageError(f"risk got {len(x)} rows; give at least 2, an error bar needs them")
     found = lasso.solve(atoms, x, lam, signed=signed, rtol=rtol)
-    return Risk(
-        float(found.primal.mean()),
-        float(found.primal.std(ddof=1)) / math.sqrt(len(x)),
-        float((found.primal - found.dual).mean()),
-    )
+    return _mean(found.primal, found.primal - found.dual)
+
+
+def excess_risk(
+    atoms: "Float[ndarray, 'N D']", x: "Float[ndarray, 'n D']", lam: float, signed: bool = True, rtol: float = 1e-6
+) -> Risk:
+    """Mean of psi_D(h) - tiled_limit(||h||) over independent rows: what N atoms cost more than a tiling.
+
+    The same as `risk` less the mean limit, but the error bar is free of the spread of the norms. Raises what `risk`
+    raises.
+    """
+    if len(x) < 2:
+        raise UsageError(f"excess_risk got {len(x)} rows; give at least 2, an error bar needs them")
+    found = lasso.solve(atoms, x, lam, signed=signed, rtol=rtol)
+    excess = found.primal - tiled_limit(np.linalg.norm(x, axis=1), lam)
+    return _mean(excess, found.primal - found.dual)
 
 
 def circle_risk(
@@ -198,28 +209,22 @@ def descend(
     return Descent(atoms, tuple(history))
 
 
-def best_of(
-    n_atoms: int,
-    d: int,
-    lam: float,
-    rng: np.random.Generator,
-    radius: float = 1.0,
-    signed: bool = True,
-    starts: Sequence[str] = STARTS,
-    n_points: int = 2000,
-    steps: int = 60,
+def candidates(
+    n_atoms: int, x: "Float[ndarray, 'n d']", lam: float, rng: np.random.Generator, signed: bool = True, steps: int = 60
 ) -> "dict[str, Float[ndarray, 'N d']]":
-    """Dictionaries to try a bound with on the sphere of this radius: the well-spread one, and a descent per start.
+    """Dictionaries to try a bound with: the well-spread one, and where a descent on `x` from each start ended.
 
-    Keys: "well-spread" and "descent from <start>". The points descended on are drawn here, so points of another
-    generator are held out.
+    Keys: "well-spread" and "descent from <start>". Judge them on points other than `x`.
     """
-    x = radius * sphere(n_points, d, rng)
-    found = {"well-spread": well_spread(n_atoms, d, rng, signed)}
-    for kind in starts:
-        begin = found["well-spread"] if kind == "spread" else start(kind, n_atoms, d, rng, signed)
-        found[f"descent from {kind}"] = descend(begin, x, lam, signed, steps).atoms
-    return found
+    d = x.shape[1]
+    spread = well_spread(n_atoms, d, rng, signed)
+    starts = {kind: spread if kind == "spread" else start(kind, n_atoms, d, rng, signed) for kind in STARTS}
+    ends = {f"descent from {kind}": descend(atoms, x, lam, signed, steps).atoms for kind, atoms in starts.items()}
+    return {"well-spread": spread, **ends}
+
+
+def _mean(values: "Float[ndarray, ' n']", gaps: "Float[ndarray, ' n']") -> Risk:
+    return Risk(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)), float(gaps.mean()))
 
 
 def _slope(
