@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train a sparse dictionary on a planted world or on stored activations",
     "activations": "run text through a language model and store one layer's activations",
     "evaluate": "measure a trained dictionary, any SAELens directory included",
+    "certify": "measure how far a trained dictionary is from the optimum of its own objective",
     "report": "write one HTML page from every result at hand",
 }
 

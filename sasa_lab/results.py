@@ -3,6 +3,7 @@
     OUT/<figure>/<profile>/result.json      the figure's result with its provenance
     OUT/<figure>/<profile>/figure.svg .png  drawn from result.json as read back, never from memory
     OUT/evaluate/<name>/result.json         what `sasa-lab evaluate` measured
+    OUT/certify/<name>/result.json          what `sasa-lab certify` found
     OUT/verify/<profile>/result.json        the verdicts of `sasa-lab verify`
     OUT/runs/                               trained models, shared by figures (sasa_theory.training.runs)
 
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sasa_theory.files import read_json, write_bytes, write_json
-from synthetic.errors import DataError
+from synthetic.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from figures.registry import Context, Figure
@@ -110,6 +111,21 @@ def cpu_name() -> str:
 def result_file(out: Path, name: str, profile: str) -> Path:
     """Where the result of a figure under a profile stands."""
     return out / name / profile / "result.json"
+
+
+def named_file(folder: Path, name: str, checkpoint: Path) -> Path:
+    """Where a result about a checkpoint goes, folder/name/result.json.
+
+    Raises UsageError for a name that is no folder name or that holds another checkpoint's result.
+    """
+    file = folder / name / "result.json"
+    if file.parent.resolve().parent != folder.resolve():
+        raise UsageError(f"--name {name!r} cannot name a folder below {folder}; give a name without slashes")
+    if file.is_file():
+        other = read_result(file).get("settings", {}).get("checkpoint")
+        if other != str(checkpoint.resolve()):
+            raise UsageError(f"{file} holds the numbers of {other}; give this result another --name")
+    return file
 
 
 def save_figure_result(figure: "Figure", context: "Context", measured: Mapping[str, Any], seconds: float) -> Path:

@@ -9,12 +9,11 @@ import tyro
 
 from sasa_lab.arguments import checked_device, dataset
 from sasa_lab.report import ARROW_NOTE, metrics_table, show, write_report
-from sasa_lab.results import provenance, read_result
+from sasa_lab.results import named_file, provenance
 from sasa_lab.running import tell
 from sasa_theory import saelens
 from sasa_theory.evaluation import evaluate
 from sasa_theory.files import write_json
-from synthetic.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def run(options: Options) -> int:
     data = dataset(options.world, options.store)
     source = options.world if options.world is not None else options.store
     name = options.name or f"{options.checkpoint.resolve().name}-{Path(str(source)).stem}"
-    file = _free(options.out, name, options.checkpoint)
+    file = named_file(options.out / "evaluate", name, options.checkpoint)
     began = time.perf_counter()
     measured = evaluate(model, data, options.rows)
     inner: Any = getattr(model, "model", model)  # a normalised model wraps the one with settings
@@ -74,19 +73,6 @@ def run(options: Options) -> int:
     tell(f"{ARROW_NOTE}\n{measured['rows']} rows, {result['seconds']:.0f} s; {file}")
     tell(f"report: {write_report(options.out)}")
     return 0
-
-
-def _free(out: Path, name: str, checkpoint: Path) -> Path:
-    """Where the result goes; raises UsageError for a name that is no folder name or is another checkpoint's."""
-    folder = out / "evaluate"
-    file = folder / name / "result.json"
-    if file.parent.resolve().parent != folder.resolve():
-        raise UsageError(f"--name {name!r} cannot name a folder below {folder}; give a name without slashes")
-    if file.is_file():
-        other = read_result(file).get("settings", {}).get("checkpoint")
-        if other != str(checkpoint.resolve()):
-            raise UsageError(f"{file} holds the numbers of {other}; give this result another --name")
-    return file
 
 
 def _print(columns: list[str], rows: list[list[Any]]) -> None:

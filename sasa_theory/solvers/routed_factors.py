@@ -30,15 +30,15 @@ class Solution:
     """Improved maps M_k = left[k] @ right[k].T, their cost, and a lower bound on the cost of any maps.
 
     left, right  K matrices (D, m_k); m_k = 0 for groups that are off on every token.
-    start        cost of the maps given, `start_dual` the bound their residual gives.
-    primal       cost now; `dual` the larger of both bounds.   energy  sum w ||h||^2.
-    history      the cost at the start and after each full or interrupted pass; never increases.
+    start        cost of the maps given.   primal  cost now.   energy  sum w ||h||^2, the cost of no map at all.
+    dual         lower bound from the last residual; 0, which is one too, if none was asked for.
+    history      the cost at the start, without the groups that are off on every token, and after each (perhaps
+                 interrupted) pass; never increases.
     """
 
     left: "list[Float[ndarray, 'D m']]"
     right: "list[Float[ndarray, 'D m']]"
     start: float
-    start_dual: float
     primal: float
     dual: float
     energy: float
@@ -61,13 +61,14 @@ def improve(
     seconds: float = 60.0,
     max_rank: int | None = None,
     rtol: float = 1e-6,
+    bound: bool = True,
 ) -> Solution:
     """Improve given maps left[k] @ right[k].T at a fixed routing until a pass gains less than rtol of sum w ||h||^2.
 
-    `seconds` bounds the descent; one dual bound before and one after it come on top (K operator norms of D x D each).
-    `max_rank` keeps every map at that rank: the model's own class; without it the maps may grow, and only then can the
-    gap close. Arguments otherwise as `routed.solve`, which raises the same errors; UsageError too unless lam > 0 and
-    the factors fit.
+    `seconds` bounds the descent; the dual bound, if asked for, comes on top (2 K operator norms of D x D).
+    `max_rank` lets no map grow beyond that rank, the model's own class; without it they may grow, and only then can
+    the gap close. Arguments otherwise as `routed.solve`, which raises the same errors; UsageError too unless lam > 0
+    and the factors fit.
     """
     rows, index = tokens(x, index, len(left), weights)
     require_real("lam", lam, 0)
@@ -85,13 +86,12 @@ def improve(
     ps, qs = [p for p, _ in balanced], [q for _, q in balanced]
     nu = _residual(ps, qs, rows, groups)
     start = _cost(nu, ps, qs, lam)
-    start_dual = weighted_bound(nu, rows, index, groups, lam)
     # a group that is off everywhere only costs its norm
     empty = np.zeros((rows.shape[1], 0))
     ps = [p if len(on) else empty for p, on in zip(ps, groups, strict=True)]
     qs = [q if len(on) else empty for q, on in zip(qs, groups, strict=True)]
 
-    history = [start]
+    history = [start, _cost(nu, ps, qs, lam)]
     stop = time.monotonic() + seconds
     while time.monotonic() < stop:
         for group, on in enumerate(groups):
@@ -107,8 +107,8 @@ def improve(
         history.append(_cost(nu, ps, qs, lam))
         if history[-2] - history[-1] <= rtol * energy:
             break
-    dual = max(start_dual, weighted_bound(nu, rows, index, groups, lam))
-    return Solution(ps, qs, start, start_dual, history[-1], dual, energy, tuple(history))
+    dual = weighted_bound(nu, rows, index, groups, lam) if bound else 0.0
+    return Solution(ps, qs, start, history[-1], dual, energy, tuple(history))
 
 
 def cost(
