@@ -1,0 +1,192 @@
+"""LASSO coding of many samples with one dictionary, each with its duality gap.
+
+    psi_D(x) = min_a 1/2 ||x - D a||^2 + lam ||a||_1,    a free or a >= 0
+
+Working sets: every round one matrix product prices all atoms for all samples still open, <d_j, nu>. The same prices
+certify a sample (its residual nu, scaled until no price exceeds lam, is dual feasible: B1) or name the atoms its
+working set lacks; the small problem on the set is then solved by compiled loops (`lasso_loops`). A sample leaves when
+its gap is as asked. What is returned says the gap that was reached, never more.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from sasa_theory.arguments import require_real
+from sasa_theory.solvers import lasso_loops as loops
+from sasa_theory.threads import split
+from synthetic.errors import UsageError
+
+#: samples treated together: their prices stay small beside the dictionary's work
+BLOCK = 2048
+#: atoms a working set takes in per round
+INTAKE = 12
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Codes with their certificate.
+
+    codes (n, N); primal (n,) value reached, dual (n,) lower bound on psi; squares (n,) = 1/2 ||x||^2.
+    """
+
+    codes: "Float[ndarray, 'n N']"
+    primal: "Float[ndarray, ' n']"
+    dual: "Float[ndarray, ' n']"
+    squares: "Float[ndarray, ' n']"
+
+    @property
+    def gap(self) -> "Float[ndarray, ' n']":
+        """(primal - dual) / (1/2 ||x||^2) per sample; 0 for a zero sample."""
+        return np.where(self.squares > 0, (self.primal - self.dual) / np.where(self.squares > 0, self.squares, 1), 0.0)
+
+
+def solve(
+    atoms: "Float[ndarray, 'N D']",
+    x: "Float[ndarray, 'n D']",
+    lam: "float | Float[ndarray, ' n']",
+    signed: bool = True,
+    rtol: float = 1e-6,
+    rounds: int = 500,
+) -> Solution:
+    """Codes of every row of `x` to a relative duality gap of `rtol`, with primal and dual values (B1).
+
+    `lam` one number or one per sample; atoms of any length, zero and equal ones included. lam >= max_j |<d_j, x>| gives
+    exactly zero. At lam = 0 (signed: least squares) the dual point is the part of the residual orthogonal to all
+    atoms; non-negative codes at lam = 0 keep a gap. After `rounds` rounds a sample is returned with the gap it has.
+    Raises UsageError for shapes that do not fit, NaN or Inf, or lam < 0.
+    """
+    atoms, x, lams = checked(atoms, x, lam, rtol)
+    squares = np.square(x).sum(1) / 2
+    codes = np.zeros((len(x), len(atoms)))
+    primal, dual = np.empty(len(x)), np.empty(len(x))
+    for start in range(0, len(x), BLOCK):
+        part = slice(start, start + BLOCK)
+        _block(atoms, x[part], lams[part], signed, rtol, rounds, squares[part], codes[part], primal[part], dual[part])
+    if signed and (lams == 0).any():
+        _least_squares(atoms, x, np.flatnonzero(lams == 0), codes, primal, dual)
+    return Solution(codes, primal, dual, squares)
+
+
+def lam_max(atoms: "Float[ndarray, 'N D']", x: "Float[ndarray, 'n D']", signed: bool = True) -> "Float[ndarray, ' n']":
+    """Smallest penalty at which a sample's codes are all zero: max_j |<d_j, x>| (max_j <d_j, x>_+ when a >= 0)."""
+    prices = np.asarray(x, float) @ np.asarray(atoms, float).T
+    return np.maximum((np.abs(prices) if signed else prices).max(1, initial=0.0), 0.0)
+
+
+def checked(
+    atoms: "Float[ndarray, 'N D']", x: "Float[ndarray, 'n D']", lam: "float | Float[ndarray, ' n']", rtol: float
+) -> "tuple[Float[ndarray, 'N D'], Float[ndarray, 'n D'], Float[ndarray, ' n']]":
+    """Contiguous float64 atoms and samples and one penalty per sample; raises UsageError for anything else."""
+    atoms, x = (np.ascontiguousarray(v, dtype=np.float64) for v in (atoms, x))
+    if atoms.ndim != 2 or x.ndim != 2 or atoms.shape[1] != x.shape[1] or len(atoms) == 0:
+        raise UsageError(f"atoms have shape {atoms.shape} and x {x.shape}; expected (N, D) and (n, D) with N >= 1")
+    if not (np.isfinite(atoms).all() and np.isfinite(x).all()):
+        raise UsageError("atoms or x hold NaN or Inf; remove or repair them before coding")
+    lams = np.asarray(lam, dtype=np.float64)
+    if lams.shape not in ((), (len(x),)) or not (lams >= 0).all() or not np.isfinite(lams).all():
+        raise UsageError(f"lam is {lam!r}; expected a finite number >= 0, or one for each of the {len(x)} samples")
+    require_real("rtol", rtol, 0)
+    return atoms, x, np.ascontiguousarray(np.broadcast_to(lams, (len(x),)))
+
+
+def _block(
+    atoms: ndarray,
+    x: ndarray,
+    lam: ndarray,
+    signed: bool,
+    rtol: float,
+    rounds: int,
+    squares: ndarray,
+    codes: ndarray,
+    primal: ndarray,
+    dual: ndarray,
+) -> None:
+    """Solve a block of samples; writes into `codes`, `primal`, `dual`."""
+    count = len(x)
+    room = min(len(atoms), 2 * INTAKE)
+    here = np.arange(count)  # the open samples, by place in the block; all arrays below follow it
+    state = _State.empty(count, room)
+    nu, l1 = x.copy(), np.zeros(count)
+    values = np.empty((count, 3))
+    stuck = np.zeros(count, np.int64)
+    for turn in range(rounds):
+        prices = nu @ atoms.T
+        split(loops.certify, len(here), x, nu, prices, lam, l1, signed, values)
+        done = values[:, 0] - values[:, 1] <= rtol * squares
+        done |= values[:, 2] <= lam if turn == 0 else False  # zero is the answer, exactly
+        done |= (lam == 0) & signed
+        if turn == rounds - 1:
+            done[:] = True
+        if done.any():
+            _write(here[done], state.of(done), values[done], codes, primal, dual)
+            keep = ~done
+            here, state, stuck = here[keep], state.of(keep), stuck[keep]
+            x, lam, squares = x[keep], lam[keep], squares[keep]
+            nu, l1, values, prices = nu[keep], l1[keep], values[keep], prices[keep]
+            if len(here) == 0:
+                return
+        if state.size.max(initial=0) + INTAKE > room < len(atoms):
+            room = min(len(atoms), 2 * room)
+            state = state.grown(room)
+        split(
+            loops.take_in, len(here), prices, lam, signed, atoms, x, INTAKE,
+            state.size, state.work, state.gram, state.target, state.codes,
+        )  # fmt: skip
+        split(
+            loops.solve_small, len(here), lam, signed, state.size, state.gram, state.target, state.codes, 60 + 40 * turn
+        )
+        split(loops.residuals, len(here), x, atoms, state.size, state.work, state.codes, nu, l1)
+
+
+@dataclass
+class _State:
+    """Working sets of the open samples: how many atoms, which, their Gram matrix, <d_j, x>, their codes."""
+
+    size: ndarray
+    work: ndarray
+    gram: ndarray
+    target: ndarray
+    codes: ndarray
+
+    @classmethod
+    def empty(cls, count: int, room: int) -> "_State":
+        return cls(
+            np.zeros(count, np.int64),
+            np.zeros((count, room), np.int64),
+            np.zeros((count, room, room)),
+            np.zeros((count, room)),
+            np.zeros((count, room)),
+        )
+
+    def of(self, which: ndarray) -> "_State":
+        return _State(self.size[which], self.work[which], self.gram[which], self.target[which], self.codes[which])
+
+    def grown(self, room: int) -> "_State":
+        larger = _State.empty(len(self.size), room)
+        held = self.work.shape[1]
+        larger.size[:] = self.size
+        larger.work[:, :held], larger.target[:, :held], larger.codes[:, :held] = self.work, self.target, self.codes
+        larger.gram[:, :held, :held] = self.gram
+        return larger
+
+
+def _write(rows: ndarray, state: _State, values: ndarray, codes: ndarray, primal: ndarray, dual: ndarray) -> None:
+    primal[rows], dual[rows] = values[:, 0], values[:, 1]
+    used = np.arange(state.work.shape[1]) < state.size[:, None]
+    owner, slot = np.nonzero(used)
+    codes[rows[owner], state.work[owner, slot]] = state.codes[owner, slot]
+
+
+def _least_squares(atoms: ndarray, x: ndarray, rows: ndarray, codes: ndarray, primal: ndarray, dual: ndarray) -> None:
+    """lam = 0: the pseudo-inverse, and the residual's part orthogonal to the atoms as dual point."""
+    left, sigma, right = np.linalg.svd(atoms, full_matrices=False)
+    kept = sigma > 1e-12 * max(float(sigma[0]), 1e-300)
+    basis = right[kept]
+    inside = x[rows] @ basis.T
+    codes[rows] = (inside / sigma[kept]) @ left[:, kept].T
+    outside = x[rows] - inside @ basis
+    primal[rows] = np.square(x[rows] - codes[rows] @ atoms).sum(1) / 2
+    dual[rows] = (np.square(x[rows]).sum(1) - np.square(x[rows] - outside).sum(1)) / 2

@@ -1,0 +1,254 @@
+"""Compiled loops of the LASSO: certify each sample, take in the worst violators, solve on the working set.
+
+A sample's working set is a short list of atoms with its own Gram matrix. On it, a few sweeps of coordinate descent
+find the signs and one Cholesky solve on the support finds the values; where a sign would flip, the step ends at the
+first zero. Everything is per sample, so threads share nothing.
+"""
+
+import numba
+import numpy as np
+from numpy import ndarray
+
+
+@numba.njit(nogil=True, cache=True)
+def certify(
+    start: int,
+    stop: int,
+    x: ndarray,
+    nu: ndarray,
+    prices: ndarray,
+    lam: ndarray,
+    l1: ndarray,
+    signed: bool,
+    out: ndarray,
+) -> None:
+    """out[i] = (primal, dual, largest price) of sample i from its residual nu and prices <d_j, nu>.
+
+    The dual point is t nu with the best t that keeps t * largest price <= lam.
+    """
+    for i in range(start, stop):
+        top = 0.0
+        for j in range(prices.shape[1]):
+            price = abs(prices[i, j]) if signed else prices[i, j]
+            top = max(top, price)
+        left = cross = 0.0
+        for d in range(x.shape[1]):
+            left += nu[i, d] * nu[i, d]
+            cross += nu[i, d] * x[i, d]
+        t = cross / left if left > 0 else 0.0
+        if top > 0:
+            t = min(t, lam[i] / top)
+        t = max(t, 0.0)
+        out[i, 0] = left / 2 + lam[i] * l1[i]
+        out[i, 1] = t * cross - t * t * left / 2
+        out[i, 2] = top
+
+
+@numba.njit(nogil=True, cache=True)
+def take_in(
+    start: int,
+    stop: int,
+    prices: ndarray,
+    lam: ndarray,
+    signed: bool,
+    atoms: ndarray,
+    x: ndarray,
+    most: int,
+    size: ndarray,
+    work: ndarray,
+    gram: ndarray,
+    target: ndarray,
+    codes: ndarray,
+) -> None:
+    """Add up to `most` atoms of largest price above lam to each working set, with their Gram rows; drop unused ones first.
+
+    work (n, m) atoms, size (n,) how many, gram (n, m, m), target (n, m) = <d_j, x>, codes (n, m).
+    """
+    room = work.shape[1]
+    found = np.empty(most, np.int64)
+    worth = np.empty(most)
+    for i in range(start, stop):
+        if size[i] + most > room:
+            _drop_unused(work[i], gram[i], target[i], codes[i], size, i)
+        count = 0
+        low = 0
+        for j in range(prices.shape[1]):
+            price = abs(prices[i, j]) if signed else prices[i, j]
+            if price <= lam[i] * (1 + 1e-9) or (count == most and price <= worth[low]):
+                continue
+            held = False
+            for a in range(size[i]):
+                if work[i, a] == j:
+                    held = True
+                    break
+            if held:
+                continue
+            place = low
+            if count < most:
+                place = count
+                count += 1
+            found[place], worth[place] = j, price
+            low = 0
+            for a in range(1, count):
+                if worth[a] < worth[low]:
+                    low = a
+        for c in range(min(count, room - size[i])):
+            j, a = found[c], size[i]
+            work[i, a], codes[i, a] = j, 0.0
+            target[i, a] = np.dot(atoms[j], x[i])
+            for b in range(a + 1):
+                gram[i, a, b] = gram[i, b, a] = np.dot(atoms[j], atoms[work[i, b]])
+            size[i] += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _drop_unused(work: ndarray, gram: ndarray, target: ndarray, codes: ndarray, size: ndarray, i: int) -> None:
+    kept = 0
+    for a in range(size[i]):
+        if codes[a] != 0:
+            if kept != a:
+                work[kept], target[kept], codes[kept] = work[a], target[a], codes[a]
+                for b in range(size[i]):
+                    gram[kept, b] = gram[a, b]
+                for b in range(size[i]):
+                    gram[b, kept] = gram[b, a]
+            kept += 1
+    size[i] = kept
+
+
+@numba.njit(nogil=True, cache=True)
+def solve_small(
+    start: int,
+    stop: int,
+    lam: ndarray,
+    signed: bool,
+    size: ndarray,
+    gram: ndarray,
+    target: ndarray,
+    codes: ndarray,
+    rounds: int,
+) -> None:
+    """Solve each sample's problem on its working set, from the codes at hand."""
+    room = codes.shape[1]
+    slope, chol, step = np.empty(room), np.empty((room, room)), np.empty(room)
+    support = np.empty(room, np.int64)
+    for i in range(start, stop):
+        m = size[i]
+        a, g, penalty = codes[i], gram[i], lam[i]
+        for j in range(m):
+            slope[j] = target[i, j]
+        for j in range(m):
+            if a[j] != 0:
+                for k in range(m):
+                    slope[k] -= g[j, k] * a[j]
+        for _ in range(rounds):
+            moved = _sweeps(m, a, g, slope, penalty, signed, 4)
+            if moved == 0:
+                break
+            if _newton(m, a, g, slope, penalty, support, chol, step) and _optimal(m, a, slope, penalty, signed):
+                break
+
+
+@numba.njit(nogil=True, cache=True)
+def _sweeps(m: int, a: ndarray, g: ndarray, slope: ndarray, penalty: float, signed: bool, times: int) -> float:
+    """Cyclic coordinate descent; returns the largest change of the last sweep."""
+    moved = 0.0
+    for _ in range(times):
+        moved = 0.0
+        for j in range(m):
+            if g[j, j] <= 0:
+                continue
+            whole = slope[j] + g[j, j] * a[j]
+            new = 0.0
+            if whole > penalty:
+                new = (whole - penalty) / g[j, j]
+            elif signed and whole < -penalty:
+                new = (whole + penalty) / g[j, j]
+            change = new - a[j]
+            if change != 0:
+                a[j] = new
+                for k in range(m):
+                    slope[k] -= g[j, k] * change
+                moved = max(moved, abs(change) * g[j, j] ** 0.5)
+        if moved == 0:
+            break
+    return moved
+
+
+@numba.njit(nogil=True, cache=True)
+def _newton(
+    m: int, a: ndarray, g: ndarray, slope: ndarray, penalty: float, support: ndarray, chol: ndarray, step: ndarray
+) -> bool:
+    """Move the support to its exact solution for the signs at hand, or up to the first zero; whether it got there."""
+    k = 0
+    for j in range(m):
+        if a[j] != 0:
+            support[k] = j
+            k += 1
+    for p in range(k):
+        j = support[p]
+        for q in range(p + 1):
+            total = g[j, support[q]]
+            for r in range(q):
+                total -= chol[p, r] * chol[q, r]
+            if p == q:
+                if total <= 1e-11 * g[j, j]:
+                    return False
+                chol[p, p] = total**0.5
+            else:
+                chol[p, q] = total / chol[q, q]
+        total = slope[j] - (penalty if a[j] > 0 else -penalty)
+        for r in range(p):
+            total -= chol[p, r] * step[r]
+        step[p] = total / chol[p, p]
+    for p in range(k - 1, -1, -1):
+        total = step[p]
+        for r in range(p + 1, k):
+            total -= chol[r, p] * step[r]
+        step[p] = total / chol[p, p]
+    share, first = 1.0, -1
+    for p in range(k):
+        j = support[p]
+        if a[j] * (a[j] + step[p]) < 0 and -a[j] / step[p] < share:
+            share, first = -a[j] / step[p], p
+    for p in range(k):
+        j = support[p]
+        change = share * step[p] if p != first else -a[j]
+        a[j] = a[j] + change if p != first else 0.0
+        for q in range(m):
+            slope[q] -= g[j, q] * change
+    return first < 0
+
+
+@numba.njit(nogil=True, cache=True)
+def _optimal(m: int, a: ndarray, slope: ndarray, penalty: float, signed: bool) -> bool:
+    """Whether no atom of the working set wants to come in."""
+    for j in range(m):
+        if a[j] == 0 and (slope[j] > penalty * (1 + 1e-10) or (signed and slope[j] < -penalty * (1 + 1e-10))):
+            return False
+    return True
+
+
+@numba.njit(nogil=True, cache=True)
+def residuals(
+    start: int,
+    stop: int,
+    x: ndarray,
+    atoms: ndarray,
+    size: ndarray,
+    work: ndarray,
+    codes: ndarray,
+    nu: ndarray,
+    l1: ndarray,
+) -> None:
+    """nu[i] = x[i] - sum_j a_j d_j and l1[i] = sum |a_j| over the working set."""
+    for i in range(start, stop):
+        nu[i] = x[i]
+        l1[i] = 0.0
+        for a in range(size[i]):
+            weight = codes[i, a]
+            if weight != 0:
+                l1[i] += abs(weight)
+                row = atoms[work[i, a]]
+                for d in range(x.shape[1]):
+                    nu[i, d] -= weight * row[d]

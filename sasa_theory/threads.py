@@ -1,0 +1,35 @@
+"""Compiled loops over a range, cut into one piece per thread.
+
+Loops compiled with nogil=True run side by side in Python's own threads. That spares the second pool that a compiler's
+parallel loops would bring, which fights with the pool of the matrix products for the cores.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+
+def split(loop: Callable[..., None], length: int, *arguments: object, cuts: "Sequence[int] | None" = None) -> None:
+    """Run loop(start, stop, *arguments) over [0, length) in as many pieces as torch has threads.
+
+    `cuts` are the inner bounds of the pieces, where equal lengths would not be equal work. One thread in worker
+    processes, where torch is given one.
+    """
+    threads = min(torch.get_num_threads(), length)
+    if threads <= 1:
+        loop(0, length, *arguments)
+        return
+    inner = [length * i // threads for i in range(1, threads)] if cuts is None else list(cuts)
+    bounds = [0, *inner, length]
+    pieces = [(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b > a]
+    waiting = [_pool(threads).submit(loop, a, b, *arguments) for a, b in pieces[1:]]
+    loop(*pieces[0], *arguments)
+    for piece in waiting:
+        piece.result()
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="sasa-loops")
