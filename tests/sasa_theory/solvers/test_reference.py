@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sasa_theory.solvers import nuclear, reference, routed
+from sasa_theory.solvers import lasso, nuclear, reference, routed
 from synthetic.errors import UsageError
 
 FEW = settings(max_examples=12, deadline=None)
@@ -34,6 +34,16 @@ def test_the_lasso_and_its_dual_are_one_number(problem: tuple[Any, ...], lam: fl
     assert primal.point.shape == (len(atoms),) and dual.point.shape == x.shape
     # the dual point is the residual
     assert x - atoms.T @ primal.point == pytest.approx(dual.point, abs=1e-3 * (1 + float(np.linalg.norm(x))))
+
+
+@given(codings(), st.sampled_from([0.0, 1e-3, 0.1, 1.0, 1e3]), st.booleans())
+@FEW
+def test_codes_of_the_working_set_solver(problem: tuple[Any, ...], lam: float, signed: bool) -> None:
+    atoms, x = problem
+    answer, solution = reference.lasso(atoms, x, lam, signed), lasso.solve(atoms, x[None], lam, signed=signed)
+    slack = 2e-6 * (x @ x) + 1e-8
+    assert solution.primal[0] == pytest.approx(answer.value, abs=slack)
+    assert solution.dual[0] <= answer.value + slack
 
 
 @given(codings(), st.sampled_from([0.1, 1.0]))
