@@ -5,6 +5,7 @@ parallel loops would bring, which fights with the pool of the matrix products fo
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,7 +24,7 @@ def split(loop: Callable[..., None], length: int, *arguments: object, cuts: "Seq
         return
     inner = [length * i // threads for i in range(1, threads)] if cuts is None else list(cuts)
     bounds = [0, *inner, length]
-    pieces = [(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b > a]
+    pieces = [(a, b) for a, b in itertools.pairwise(bounds) if b > a]
     waiting = [_pool(threads).submit(loop, a, b, *arguments) for a, b in pieces[1:]]
     loop(*pieces[0], *arguments)
     for piece in waiting:

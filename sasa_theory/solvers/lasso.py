@@ -19,10 +19,12 @@ from sasa_theory.solvers import lasso_loops as loops
 from sasa_theory.threads import split
 from synthetic.errors import UsageError
 
-#: samples treated together: their prices stay small beside the dictionary's work
-BLOCK = 2048
+#: samples treated together: enough for the product to be efficient, few enough for their Gram matrices to stay in cache
+BLOCK = 256
 #: atoms a working set takes in per round
 INTAKE = 12
+#: sweeps of coordinate descent before a Cholesky solve
+SWEEPS = 30
 
 
 @dataclass(frozen=True)
@@ -105,45 +107,36 @@ def _block(
     dual: ndarray,
 ) -> None:
     """Solve a block of samples; writes into `codes`, `primal`, `dual`."""
-    count = len(x)
-    room = min(len(atoms), 2 * INTAKE)
-    here = np.arange(count)  # the open samples, by place in the block; all arrays below follow it
-    state = _State.empty(count, room)
-    nu, l1 = x.copy(), np.zeros(count)
-    values = np.empty((count, 3))
-    stuck = np.zeros(count, np.int64)
+    sets = _Sets.empty(len(x), min(len(atoms), atoms.shape[1] + 4 * INTAKE))
+    nu, l1 = x.copy(), np.zeros(len(x))
+    values = np.empty((len(x), 3))
+    still = np.flatnonzero((lam > 0) | (not signed))
     for turn in range(rounds):
-        prices = nu @ atoms.T
-        split(loops.certify, len(here), x, nu, prices, lam, l1, signed, values)
-        done = values[:, 0] - values[:, 1] <= rtol * squares
-        done |= values[:, 2] <= lam if turn == 0 else False  # zero is the answer, exactly
-        done |= (lam == 0) & signed
-        if turn == rounds - 1:
-            done[:] = True
-        if done.any():
-            _write(here[done], state.of(done), values[done], codes, primal, dual)
-            keep = ~done
-            here, state, stuck = here[keep], state.of(keep), stuck[keep]
-            x, lam, squares = x[keep], lam[keep], squares[keep]
-            nu, l1, values, prices = nu[keep], l1[keep], values[keep], prices[keep]
-            if len(here) == 0:
-                return
-        if state.size.max(initial=0) + INTAKE > room < len(atoms):
-            room = min(len(atoms), 2 * room)
-            state = state.grown(room)
+        prices = nu[still] @ atoms.T
+        split(loops.certify, len(still), still, x, nu, prices, lam, l1, signed, values)
+        done = values[still, 0] - values[still, 1] <= rtol * squares[still]
+        if turn == 0:
+            done |= values[still, 2] <= lam[still]  # zero is the answer, exactly
+        still, prices = still[~done], prices[~done]
+        if len(still) == 0 or turn == rounds - 1:
+            break
+        if sets.full(still):
+            sets = sets.grown(min(len(atoms), 2 * sets.room))
+        small = (sets.size, sets.gram, sets.target, sets.codes)
         split(
-            loops.take_in, len(here), prices, lam, signed, atoms, x, INTAKE,
-            state.size, state.work, state.gram, state.target, state.codes,
-        )  # fmt: skip
-        split(
-            loops.solve_small, len(here), lam, signed, state.size, state.gram, state.target, state.codes, 60 + 40 * turn
+            loops.take_in, len(still), still, prices, lam, signed, atoms, x, min(INTAKE, sets.room), sets.work, *small
         )
-        split(loops.residuals, len(here), x, atoms, state.size, state.work, state.codes, nu, l1)
+        split(loops.solve_small, len(still), still, lam, signed, *small, 1 + turn // 4, SWEEPS)
+        split(loops.residuals, len(still), still, x, atoms, sets.size, sets.work, sets.codes, nu, l1)
+    primal[:], dual[:] = values[:, 0], values[:, 1]
+    used = np.arange(sets.room) < sets.size[:, None]
+    owner, slot = np.nonzero(used)
+    codes[owner, sets.work[owner, slot]] = sets.codes[owner, slot]
 
 
-@dataclass
-class _State:
-    """Working sets of the open samples: how many atoms, which, their Gram matrix, <d_j, x>, their codes."""
+@dataclass(frozen=True)
+class _Sets:
+    """Working sets: how many atoms (n,), which (n, m), their Gram matrices, <d_j, x>, their codes."""
 
     size: ndarray
     work: ndarray
@@ -152,32 +145,24 @@ class _State:
     codes: ndarray
 
     @classmethod
-    def empty(cls, count: int, room: int) -> "_State":
-        return cls(
-            np.zeros(count, np.int64),
-            np.zeros((count, room), np.int64),
-            np.zeros((count, room, room)),
-            np.zeros((count, room)),
-            np.zeros((count, room)),
-        )
+    def empty(cls, count: int, room: int) -> "_Sets":
+        wide, square = (count, room), (count, room, room)
+        return cls(np.zeros(count, int), np.zeros(wide, int), np.zeros(square), np.zeros(wide), np.zeros(wide))
 
-    def of(self, which: ndarray) -> "_State":
-        return _State(self.size[which], self.work[which], self.gram[which], self.target[which], self.codes[which])
+    @property
+    def room(self) -> int:
+        return self.work.shape[1]
 
-    def grown(self, room: int) -> "_State":
-        larger = _State.empty(len(self.size), room)
-        held = self.work.shape[1]
+    def full(self, rows: ndarray) -> bool:
+        """Whether some set would have no room for new atoms even without its unused ones."""
+        return int((self.codes[rows] != 0).sum(1).max()) + INTAKE > self.room
+
+    def grown(self, room: int) -> "_Sets":
+        larger, m = _Sets.empty(len(self.size), room), self.room
         larger.size[:] = self.size
-        larger.work[:, :held], larger.target[:, :held], larger.codes[:, :held] = self.work, self.target, self.codes
-        larger.gram[:, :held, :held] = self.gram
+        larger.work[:, :m], larger.target[:, :m], larger.codes[:, :m] = self.work, self.target, self.codes
+        larger.gram[:, :m, :m] = self.gram
         return larger
-
-
-def _write(rows: ndarray, state: _State, values: ndarray, codes: ndarray, primal: ndarray, dual: ndarray) -> None:
-    primal[rows], dual[rows] = values[:, 0], values[:, 1]
-    used = np.arange(state.work.shape[1]) < state.size[:, None]
-    owner, slot = np.nonzero(used)
-    codes[rows[owner], state.work[owner, slot]] = state.codes[owner, slot]
 
 
 def _least_squares(atoms: ndarray, x: ndarray, rows: ndarray, codes: ndarray, primal: ndarray, dual: ndarray) -> None:

@@ -2,18 +2,23 @@
 
 A sample's working set is a short list of atoms with its own Gram matrix. On it, a few sweeps of coordinate descent
 find the signs and one Cholesky solve on the support finds the values; where a sign would flip, the step ends at the
-first zero. Everything is per sample, so threads share nothing.
+first zero. Everything is per sample, so threads share nothing. `still` lists the samples that are open; prices have a
+row for each of these, all else a row for every sample.
 """
 
 import numba
 import numpy as np
 from numpy import ndarray
 
+#: sums may be reordered and fused, as a BLAS does; NaN and Inf keep their meaning
+SUMS = {"contract", "reassoc", "nsz", "arcp"}
 
-@numba.njit(nogil=True, cache=True)
+
+@numba.njit(nogil=True, cache=True, fastmath=SUMS)
 def certify(
     start: int,
     stop: int,
+    still: ndarray,
     x: ndarray,
     nu: ndarray,
     prices: ndarray,
@@ -26,10 +31,11 @@ def certify(
 
     The dual point is t nu with the best t that keeps t * largest price <= lam.
     """
-    for i in range(start, stop):
+    for p in range(start, stop):
+        i = still[p]
         top = 0.0
         for j in range(prices.shape[1]):
-            price = abs(prices[i, j]) if signed else prices[i, j]
+            price = abs(prices[p, j]) if signed else prices[p, j]
             top = max(top, price)
         left = cross = 0.0
         for d in range(x.shape[1]):
@@ -44,36 +50,38 @@ def certify(
         out[i, 2] = top
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, fastmath=SUMS)
 def take_in(
     start: int,
     stop: int,
+    still: ndarray,
     prices: ndarray,
     lam: ndarray,
     signed: bool,
     atoms: ndarray,
     x: ndarray,
     most: int,
-    size: ndarray,
     work: ndarray,
+    size: ndarray,
     gram: ndarray,
     target: ndarray,
     codes: ndarray,
 ) -> None:
-    """Add up to `most` atoms of largest price above lam to each working set, with their Gram rows; drop unused ones first.
+    """Add the `most` atoms of largest price above lam to each working set, with Gram rows; drop unused ones if full.
 
     work (n, m) atoms, size (n,) how many, gram (n, m, m), target (n, m) = <d_j, x>, codes (n, m).
     """
     room = work.shape[1]
     found = np.empty(most, np.int64)
     worth = np.empty(most)
-    for i in range(start, stop):
+    for p in range(start, stop):
+        i = still[p]
         if size[i] + most > room:
             _drop_unused(work[i], gram[i], target[i], codes[i], size, i)
         count = 0
         low = 0
         for j in range(prices.shape[1]):
-            price = abs(prices[i, j]) if signed else prices[i, j]
+            price = abs(prices[p, j]) if signed else prices[p, j]
             if price <= lam[i] * (1 + 1e-9) or (count == most and price <= worth[low]):
                 continue
             held = False
@@ -95,13 +103,21 @@ def take_in(
         for c in range(min(count, room - size[i])):
             j, a = found[c], size[i]
             work[i, a], codes[i, a] = j, 0.0
-            target[i, a] = np.dot(atoms[j], x[i])
+            target[i, a] = _dot(atoms[j], x[i])
             for b in range(a + 1):
-                gram[i, a, b] = gram[i, b, a] = np.dot(atoms[j], atoms[work[i, b]])
+                gram[i, a, b] = gram[i, b, a] = _dot(atoms[j], atoms[work[i, b]])
             size[i] += 1
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, fastmath=SUMS)
+def _dot(a: ndarray, b: ndarray) -> float:
+    total = 0.0
+    for d in range(len(a)):
+        total += a[d] * b[d]
+    return total
+
+
+@numba.njit(nogil=True, cache=True, fastmath=SUMS)
 def _drop_unused(work: ndarray, gram: ndarray, target: ndarray, codes: ndarray, size: ndarray, i: int) -> None:
     kept = 0
     for a in range(size[i]):
@@ -116,10 +132,11 @@ def _drop_unused(work: ndarray, gram: ndarray, target: ndarray, codes: ndarray, 
     size[i] = kept
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, fastmath=SUMS)
 def solve_small(
     start: int,
     stop: int,
+    still: ndarray,
     lam: ndarray,
     signed: bool,
     size: ndarray,
@@ -127,12 +144,14 @@ def solve_small(
     target: ndarray,
     codes: ndarray,
     rounds: int,
+    sweeps: int,
 ) -> None:
     """Solve each sample's problem on its working set, from the codes at hand."""
     room = codes.shape[1]
     slope, chol, step = np.empty(room), np.empty((room, room)), np.empty(room)
     support = np.empty(room, np.int64)
-    for i in range(start, stop):
+    for p in range(start, stop):
+        i = still[p]
         m = size[i]
         a, g, penalty = codes[i], gram[i], lam[i]
         for j in range(m):
@@ -142,14 +161,14 @@ def solve_small(
                 for k in range(m):
                     slope[k] -= g[j, k] * a[j]
         for _ in range(rounds):
-            moved = _sweeps(m, a, g, slope, penalty, signed, 4)
+            moved = _sweeps(m, a, g, slope, penalty, signed, sweeps)
             if moved == 0:
                 break
             if _newton(m, a, g, slope, penalty, support, chol, step) and _optimal(m, a, slope, penalty, signed):
                 break
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, fastmath=SUMS)
 def _sweeps(m: int, a: ndarray, g: ndarray, slope: ndarray, penalty: float, signed: bool, times: int) -> float:
     """Cyclic coordinate descent; returns the largest change of the last sweep."""
     moved = 0.0
@@ -175,7 +194,7 @@ def _sweeps(m: int, a: ndarray, g: ndarray, slope: ndarray, penalty: float, sign
     return moved
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, fastmath=SUMS)
 def _newton(
     m: int, a: ndarray, g: ndarray, slope: ndarray, penalty: float, support: ndarray, chol: ndarray, step: ndarray
 ) -> bool:
@@ -220,7 +239,7 @@ def _newton(
     return first < 0
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, fastmath=SUMS)
 def _optimal(m: int, a: ndarray, slope: ndarray, penalty: float, signed: bool) -> bool:
     """Whether no atom of the working set wants to come in."""
     for j in range(m):
@@ -229,10 +248,11 @@ def _optimal(m: int, a: ndarray, slope: ndarray, penalty: float, signed: bool) -
     return True
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, fastmath=SUMS)
 def residuals(
     start: int,
     stop: int,
+    still: ndarray,
     x: ndarray,
     atoms: ndarray,
     size: ndarray,
@@ -242,7 +262,8 @@ def residuals(
     l1: ndarray,
 ) -> None:
     """nu[i] = x[i] - sum_j a_j d_j and l1[i] = sum |a_j| over the working set."""
-    for i in range(start, stop):
+    for p in range(start, stop):
+        i = still[p]
         nu[i] = x[i]
         l1[i] = 0.0
         for a in range(size[i]):
