@@ -64,7 +64,7 @@ class _Encode(torch.autograd.Function):
         ctx: Any, x: Tensor, w_enc: Tensor, b_enc: Tensor, b_dec: Tensor, rank: int, n_best: int, rectify: bool
     ) -> tuple[Tensor, Tensor]:
         _share_threads()
-        bias = b_enc - b_dec @ w_enc
+        x = x - b_dec
         columns = w_enc.shape[1]
         index = torch.empty(len(x), n_best, dtype=torch.int64)
         values = torch.empty(len(x), n_best, rank, dtype=x.dtype)
@@ -72,10 +72,10 @@ class _Encode(torch.autograd.Function):
         buffer = torch.empty(rows, columns, dtype=x.dtype)
         for start in range(0, len(x), rows):
             part = x[start : start + rows]
-            pre = torch.addmm(bias, part, w_enc, out=buffer[: len(part)])
+            pre = torch.addmm(b_enc, part, w_enc, out=buffer[: len(part)])
             stop = start + len(part)
             loops.select(pre.numpy(), rank, rectify, index[start:stop].numpy(), values[start:stop].numpy())
-        ctx.save_for_backward(x, w_enc, b_dec, index, values)
+        ctx.save_for_backward(x, w_enc, index, values)
         ctx.rectify = rectify
         ctx.mark_non_differentiable(index)
         return index, values
@@ -84,16 +84,14 @@ class _Encode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _share_threads()
-        x, w_enc, b_dec, index, values = ctx.saved_tensors
+        x, w_enc, index, values = ctx.saved_tensors
         grad = grads[1].contiguous()
         if ctx.rectify:
             grad = grad * (values > 0)
         by_column = w_enc.T.contiguous()  # no copy where the weights are stored column by column
         starts, pairs = loops.by_unit(index.numpy(), by_column.shape[0] // values.shape[2])
         gradient, sums = torch.empty_like(by_column), torch.empty_like(by_column[:, 0])
-        loops.outer(starts, pairs, grad.numpy(), x.contiguous().numpy(), gradient.numpy(), sums.numpy())
-        if bool((b_dec != 0).any()):
-            gradient.addr_(sums, b_dec, alpha=-1)
+        loops.outer(starts, pairs, grad.numpy(), x.numpy(), gradient.numpy(), sums.numpy())
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -61,7 +61,9 @@ class _MapNuclearNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         enc, dec, right, left = ctx.saved_tensors
         scale = grads[0][:, None, None]
-        return scale * (enc @ right.to(enc.dtype)), scale * (left.to(dec.dtype) @ dec)
+        # r x D products throughout: encoder blocks lie in memory as their transposes, and so should their gradient
+        right, left = scale * right.mT.to(enc.dtype), scale * left.to(dec.dtype)
+        return (right @ enc.mT).mT, left @ dec
 
 
 class _BlockNuclearNorm(torch.autograd.Function):
@@ -74,4 +76,4 @@ class _BlockNuclearNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         dec, inverse = ctx.saved_tensors
-        return grads[0][:, None, None] * (inverse.to(dec.dtype) @ dec)
+        return (grads[0][:, None, None] * inverse.to(dec.dtype)) @ dec
