@@ -20,15 +20,16 @@ from proofs_checks.recovery_measures import (
     rank_edges,
     spectrum_moment,
     tight_gate,
-    trained_ranks,
-    window_job,
-    window_world,
     worst_gate,
 )
 from sasa_theory.bounds import gate_margin, gate_ratio, rank_window
 from sasa_theory.bounds_groups import Window
+from sasa_theory.evaluation.rank_window import planted_spectra, planted_windows, trained_ranks, window_job, window_world
 from sasa_theory.training import fit_all
 from synthetic.errors import UsageError
+
+#: nu^2 of the trained models' world
+NOISE = 0.02
 
 # C6
 
@@ -100,6 +101,18 @@ def _ten_times(signal: object, noise: float = 0.0, frequency: float = 1.0) -> Wi
     return Window(10 * low, 10 * high)
 
 
+@lru_cache(maxsize=4)
+def _trained(bench: Bench) -> tuple[tuple[int, ...], tuple[float, ...], tuple[tuple[int, ...], ...]]:
+    """(dims, penalties, rank of every feature's group at every penalty) of trained models."""
+    dims, groups, rank = bench.pick(((3, 4), 3, 6), ((4, 5, 6), 6, 8))
+    world = window_world(dims, bench.pick(12, 24), NOISE, bench.seed)
+    lows, highs = zip(*planted_windows(dims, NOISE), strict=True)
+    penalties = (lows[0] / 8, math.sqrt(lows[0] * min(highs)), 0.7 * min(highs), 1.5 * max(highs))
+    jobs = [window_job(lam, bench.pick(500, 2000, 8000), bench.seed, groups, rank) for lam in penalties]
+    runs = fit_all(world, jobs, out=bench.out, device=bench.device)
+    return dims, penalties, tuple(tuple(one.rank for one in trained_ranks(run, world)) for run in runs)
+
+
 def check_trained_window(formula: Formula, bench: Bench) -> Outcome:
     """Ranks of trained groups at penalties below every feature's window, inside all of them, and above all.
 
@@ -107,24 +120,17 @@ def check_trained_window(formula: Formula, bench: Bench) -> Outcome:
     that of their sum. margin: 1/5 - share of (feature, penalty) pairs where "rank is d" and "inside the window"
     disagree: training need not reach the minimiser, so one pair in five may.
     """
-    dims, noise = bench.pick((3, 4), (4, 5, 6)), 0.02
-    world = window_world(dims, bench.pick(12, 24), noise, bench.seed)
+    dims, penalties, found = _trained(bench)
     rate = 1 / len(dims)
-    spectra = [[1 / d + noise] * d for d in dims]
-    windows = [formula(spectrum, rate * noise, rate) for spectrum in spectra]
-    # the penalties do not depend on the formula, so that twins are tried on the same models
-    low, highs = 2 * rate * noise, [2 * rate * min(spectrum) for spectrum in spectra]
-    probes = [low / 8, math.sqrt(low * min(highs)), 0.7 * min(highs), 1.5 * max(highs)]
-    groups, rank = bench.pick((3, 6), (6, 8))
-    jobs = [window_job(lam, bench.pick(800, 2000, 8000), bench.seed, groups, rank) for lam in probes]
-    runs = fit_all(world, jobs, out=bench.out, device=bench.device)
-    found = [[one.rank for one in trained_ranks(run, world)] for run in runs]
+    windows = [formula(spectrum, rate * NOISE, rate) for spectrum in planted_spectra(dims, NOISE)]
     wrong = [
         (rank == d) != (window[0] <= lam < window[1])
-        for lam, ranks in zip(probes, found, strict=True)
+        for lam, ranks in zip(penalties, found, strict=True)
         for rank, d, window in zip(ranks, dims, windows, strict=True)
     ]
-    listed = "; ".join(f"lam {lam:.3g}: {'/'.join(map(str, ranks))}" for lam, ranks in zip(probes, found, strict=True))
+    listed = "; ".join(
+        f"lam {lam:.3g}: {'/'.join(map(str, ranks))}" for lam, ranks in zip(penalties, found, strict=True)
+    )
     return Outcome(
         0.2 - float(np.mean(wrong)),
         compared=f"ranks for d = {'/'.join(map(str, dims))}, {sum(wrong)} of {len(wrong)} not as predicted: {listed}",

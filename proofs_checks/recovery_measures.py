@@ -16,16 +16,9 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from sasa_theory.arguments import require_count
-from sasa_theory.evaluation import Subspaces, UnitRanks
-from sasa_theory.evaluation import run as measure
 from sasa_theory.geometry import sphere
-from sasa_theory.training import Job, Run, TrainSettings
-from synthetic import World
 from synthetic.errors import UsageError
 from synthetic.placement import coherent_frames
-
-#: singular values of a map below this are counted as zero; proximal steps give exact zeros, training does not
-SMALL_GAIN = 0.05
 
 # C6. Ranks
 
@@ -214,80 +207,3 @@ def _unit(vector: ndarray, instead: "ndarray | None" = None) -> ndarray:
     if size > 0:
         return vector / size
     return np.zeros_like(vector) if instead is None else -_unit(instead)
-
-
-# C6. Trained models
-
-
-def window_world(dims: Sequence[int] = (2, 4, 6), width: int = 24, noise: float = 0.02, seed: int = 0) -> World:
-    """One feature a row, each a Gaussian in a d_i-dimensional subspace with E||h||^2 = 1, orthogonal to the others.
-
-    `noise` is nu^2, the variance per direction of white noise on top.
-    """
-    return World.from_spec(
-        {
-            "width": width,
-            "seed": seed,
-            "features": [{"manifold": "subspace", "dim": d} for d in dims],
-            "frames": "orthogonal",
-            "support": {"law": "exact", "active": 1},
-            "noise": noise * width,
-        }
-    )
-
-
-def window_job(lam: float, steps: int, seed: int, groups: int, rank: int, penalty: str = "map") -> Job:
-    """A SASA of s = 1 with penalty coefficient lam on every group, as in the theorem, warmed up over half the steps.
-
-    Without the warm-up groups often settle before they have found a feature each, and one then holds parts of several.
-    """
-    model = {
-        "n_groups": groups,
-        "group_rank": rank,
-        "active_groups": 1,
-        "aux_groups": 1,
-        "penalise": "all",
-        "penalty": penalty,
-        "nuclear": lam,
-    }
-    training = TrainSettings(
-        steps=steps,
-        batch_size=512,
-        lr=3e-3,
-        decay_fraction=0.4,
-        penalty_warmup_steps=steps // 2,
-        dead_window=30 * 512,
-        initialise="data",
-        seed=seed,
-    )
-    return Job("sasa", model, training)
-
-
-class TrainedRank(NamedTuple):
-    """The group that captures a feature best: rank of its map, 90 % rank of what it contributes, rate, capture."""
-
-    rank: int
-    rank90: int
-    rate: float
-    capture: float
-
-
-def trained_ranks(trained: Run, world: World, rows: int = 20_000) -> list[TrainedRank]:
-    """For every feature of the world, the rank of its group (singular values of M_k above SMALL_GAIN) and the rest."""
-    encoder, decoder = trained.model.blocks()
-    subspaces = Subspaces(world.frames(), decoder)
-    ranks = UnitRanks(encoder, decoder)
-    got = measure(trained.model, world, rows, [subspaces, ranks])
-    gains = torch.linalg.svdvals((encoder @ decoder).double())
-    result = []
-    for feature in range(len(world.dims)):
-        unit = int(got["subspaces"].best_unit[feature])
-        result.append(
-            TrainedRank(
-                rank=int((gains[unit] > SMALL_GAIN).sum()),
-                rank90=int(got["ranks"].rank90[unit]),
-                rate=float(ranks.moments.counts[unit]) / rows,
-                capture=float(got["subspaces"].best_capture[feature]),
-            )
-        )
-    return result
