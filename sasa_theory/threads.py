@@ -23,7 +23,7 @@ def split(loop: Callable[..., None], length: int, *arguments: object, cuts: "Seq
         loop(0, length, *arguments)
         return
     inner = [length * i // threads for i in range(1, threads)] if cuts is None else list(cuts)
-    bounds = [0, *inner, length]
+    bounds = [0, *(min(cut, length) for cut in inner), length]
     pieces = [(a, b) for a, b in itertools.pairwise(bounds) if b > a]
     waiting = [_pool(threads).submit(loop, a, b, *arguments) for a, b in pieces[1:]]
     loop(*pieces[0], *arguments)

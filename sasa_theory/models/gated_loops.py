@@ -2,7 +2,8 @@
 
 Each is a few lines of the obvious loop; the plain twins in torch stand in `tests/sasa_theory/models`. Rows of weights
 are contiguous (unit k owns rows k r .. (k+1) r), pairs are visited unit by unit where a gradient is formed, so every
-row of it is written once and by one thread. Compilation is cached beside this file.
+row of it is written once and by one thread. Each runs over a range [start, stop), one per thread
+(`sasa_theory.threads`). Compilation is cached beside this file.
 """
 
 import numba
@@ -13,15 +14,14 @@ from numpy import ndarray
 SUMS = {"contract", "reassoc", "nsz", "arcp"}
 
 
-@numba.njit(parallel=True, fastmath=SUMS, cache=True)
-def select(pre: ndarray, rank: int, rectify: bool, index: ndarray, values: ndarray) -> None:
+@numba.njit(nogil=True, fastmath=SUMS, cache=True)
+def select(start: int, stop: int, pre: ndarray, rank: int, rectify: bool, index: ndarray, values: ndarray) -> None:
     """Top-s gate of a chunk: the s = index.shape[1] units of largest norm of each row; ties go to the lower unit.
 
     pre (B, K r); writes index (B, s) and values (B, s, r). `rectify`: negative entries count, and are kept, as 0.
     """
-    batch, columns = pre.shape
-    units, slots = columns // rank, index.shape[1]
-    for t in numba.prange(batch):
+    units, slots = pre.shape[1] // rank, index.shape[1]
+    for t in range(start, stop):
         row = pre[t]
         norms = np.empty(units, pre.dtype)
         for k in range(units):
@@ -67,11 +67,11 @@ def _sift(heap: ndarray, norms: ndarray, i: int) -> None:
         i = child
 
 
-@numba.njit(parallel=True, fastmath=SUMS, cache=True)
-def combine(index: ndarray, values: ndarray, rows: ndarray, out: ndarray) -> None:
+@numba.njit(nogil=True, fastmath=SUMS, cache=True)
+def combine(start: int, stop: int, index: ndarray, values: ndarray, rows: ndarray, out: ndarray) -> None:
     """out[t] = sum over slots i and columns j of values[t, i, j] rows[index[t, i] r + j]; index -1 is skipped."""
-    batch, slots, rank = values.shape
-    for t in numba.prange(batch):
+    _, slots, rank = values.shape
+    for t in range(start, stop):
         target = out[t]
         target[:] = 0
         for i in range(slots):
@@ -86,11 +86,11 @@ def combine(index: ndarray, values: ndarray, rows: ndarray, out: ndarray) -> Non
                         target[d] += weight * row[d]
 
 
-@numba.njit(parallel=True, fastmath=SUMS, cache=True)
-def project(index: ndarray, x: ndarray, rows: ndarray, out: ndarray) -> None:
+@numba.njit(nogil=True, fastmath=SUMS, cache=True)
+def project(start: int, stop: int, index: ndarray, x: ndarray, rows: ndarray, out: ndarray) -> None:
     """out[t, i, j] = <x[t], rows[index[t, i] r + j]>; 0 where index is -1: the gradient of `combine` by its values."""
-    batch, slots, rank = out.shape
-    for t in numba.prange(batch):
+    _, slots, rank = out.shape
+    for t in range(start, stop):
         here = x[t]
         for i in range(slots):
             unit = index[t, i]
@@ -123,14 +123,16 @@ def by_unit(index: ndarray, n_units: int) -> tuple[ndarray, ndarray]:
     return starts, pairs
 
 
-@numba.njit(parallel=True, fastmath=SUMS, cache=True)
-def outer(starts: ndarray, pairs: ndarray, values: ndarray, x: ndarray, out: ndarray, sums: ndarray) -> None:
+@numba.njit(nogil=True, fastmath=SUMS, cache=True)
+def outer(
+    start: int, stop: int, starts: ndarray, pairs: ndarray, values: ndarray, x: ndarray, out: ndarray, sums: ndarray
+) -> None:
     """out[k r + j] = sum over the pairs (t, i) of unit k of values[t, i, j] x[t]; sums: the same without x.
 
     The gradient of `combine` by its rows, and of the encoder by its columns.
     """
     _, slots, rank = values.shape
-    for k in numba.prange(len(starts) - 1):
+    for k in range(start, stop):
         block = out[k * rank : (k + 1) * rank]
         block[:] = 0
         sums[k * rank : (k + 1) * rank] = 0

@@ -14,12 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-try:
-    import numba
+from sasa_theory.threads import split
 
+try:
     from sasa_theory.models import gated_loops as loops
 except ImportError:  # pragma: no cover - numba is a dependency; a machine without it takes the plain path
-    numba = None
+    loops = None  # type: ignore[assignment]
 
 #: bytes of pre-activations per chunk: fewer and the product packs the weights too often, more and memory is all it uses
 CHUNK = 64 << 20
@@ -28,7 +28,7 @@ CHUNK = 64 << 20
 def available(*tensors: Tensor) -> bool:
     """Whether the compiled path applies: CPU tensors of one float type, no autocast, numba at hand."""
     return (
-        numba is not None
+        loops is not None
         and all(tensor.device.type == "cpu" for tensor in tensors)
         and len({tensor.dtype for tensor in tensors}) == 1
         and tensors[0].dtype in (torch.float32, torch.float64)
@@ -63,7 +63,6 @@ class _Encode(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, w_enc: Tensor, b_enc: Tensor, b_dec: Tensor, rank: int, n_best: int, rectify: bool
     ) -> tuple[Tensor, Tensor]:
-        _share_threads()
         x = x - b_dec
         columns = w_enc.shape[1]
         index = torch.empty(len(x), n_best, dtype=torch.int64)
@@ -74,7 +73,8 @@ class _Encode(torch.autograd.Function):
             part = x[start : start + rows]
             pre = torch.addmm(b_enc, part, w_enc, out=buffer[: len(part)])
             stop = start + len(part)
-            loops.select(pre.numpy(), rank, rectify, index[start:stop].numpy(), values[start:stop].numpy())
+            chosen = (index[start:stop].numpy(), values[start:stop].numpy())
+            split(loops.select, len(part), pre.numpy(), rank, rectify, *chosen)
         ctx.save_for_backward(x, w_enc, index, values)
         ctx.rectify = rectify
         ctx.mark_non_differentiable(index)
@@ -83,51 +83,50 @@ class _Encode(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _share_threads()
         x, w_enc, index, values = ctx.saved_tensors
         grad = grads[1].contiguous()
         if ctx.rectify:
             grad = grad * (values > 0)
         by_column = w_enc.T.contiguous()  # no copy where the weights are stored column by column
-        starts, pairs = loops.by_unit(index.numpy(), by_column.shape[0] // values.shape[2])
-        gradient, sums = torch.empty_like(by_column), torch.empty_like(by_column[:, 0])
-        loops.outer(starts, pairs, grad.numpy(), x.numpy(), gradient.numpy(), sums.numpy())
+        gradient, sums = _outer(index, grad, x, by_column)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-            loops.combine(index.numpy(), grad.numpy(), by_column.numpy(), grad_x.numpy())
+            split(loops.combine, len(x), index.numpy(), grad.numpy(), by_column.numpy(), grad_x.numpy())
         return grad_x, gradient.T, sums, -(w_enc @ sums), None, None, None
 
 
 class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, index: Tensor, values: Tensor, rows: Tensor) -> Tensor:
-        _share_threads()
         rows = rows.contiguous()
         out = rows.new_empty(len(index), rows.shape[1])
-        loops.combine(index.numpy(), values.detach().contiguous().numpy(), rows.detach().numpy(), out.numpy())
+        weights = values.detach().contiguous().numpy()
+        split(loops.combine, len(out), index.numpy(), weights, rows.detach().numpy(), out.numpy())
         ctx.save_for_backward(index, values, rows)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _share_threads()
         index, values, rows = ctx.saved_tensors
         grad = grads[0].contiguous()
         grad_values = grad_rows = None
         if ctx.needs_input_grad[1]:
             grad_values = torch.empty_like(values, memory_format=torch.contiguous_format)
-            loops.project(index.numpy(), grad.numpy(), rows.numpy(), grad_values.numpy())
+            split(loops.project, len(grad), index.numpy(), grad.numpy(), rows.numpy(), grad_values.numpy())
         if ctx.needs_input_grad[2]:
-            starts, pairs = loops.by_unit(index.numpy(), rows.shape[0] // values.shape[2])
-            grad_rows, sums = torch.empty_like(rows), torch.empty_like(rows[:, 0])
-            loops.outer(starts, pairs, values.contiguous().numpy(), grad.numpy(), grad_rows.numpy(), sums.numpy())
+            grad_rows, _ = _outer(index, values.contiguous(), grad, rows)
         return None, grad_values, grad_rows
 
 
-def _share_threads() -> None:
-    """As many threads as torch uses: one in a worker process, all in a run of its own."""
-    wanted = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    if numba.get_num_threads() != wanted:
-        numba.set_num_threads(wanted)
+def _outer(index: Tensor, values: Tensor, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Per row of the weights, the sum of values times x over the pairs that use it, and the sum of the values."""
+    n_units = len(like) // values.shape[2]
+    starts, pairs = loops.by_unit(index.numpy(), n_units)
+    out, sums = torch.empty_like(like), torch.empty_like(like[:, 0])
+    threads = torch.get_num_threads()
+    # units fire unequally often: cut where the pairs are equally many
+    cuts = [int(starts.searchsorted(len(pairs) * i // threads)) for i in range(1, min(threads, n_units))]
+    split(loops.outer, n_units, starts, pairs, values.numpy(), x.numpy(), out.numpy(), sums.numpy(), cuts=cuts)
+    return out, sums
