@@ -31,7 +31,7 @@ from sasa_theory.bounds import tiled_limit, tiling_floor
 from sasa_theory.models import build
 from sasa_theory.models.base import SparseModel
 from sasa_theory.models.normaliser import NormalisedModel, Normaliser
-from sasa_theory.solvers import routed_factors
+from sasa_theory.solvers import lasso, routed_factors
 from sasa_theory.training.state import load_state
 from sasa_theory.training.trainer import STATE
 from synthetic.errors import UsageError
@@ -125,8 +125,6 @@ def certify_codes(
     For a gated model the codes of the gate path are taken, relu(gate): they are what its l1 term was trained on. Signed
     codes if the model's are. Raises UsageError for a model with groups or lam <= 0.
     """
-    from sasa_theory.solvers import lasso
-
     model = trained.model
     if model.rank != 1:
         raise UsageError(f"{model.architecture} has groups of rank {model.rank}; its problem is `certify_maps`")

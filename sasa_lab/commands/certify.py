@@ -175,9 +175,9 @@ def _maps(options: Options, trained: "Trained", data: "Dataset", lam: float) -> 
     other = "" if penalty == "map" else f" The model was trained with the {penalty!r} penalty, another objective (C8)."
     cost = {
         "title": "Maps against the optimum at the frozen gate",
-        "note": f"{report.rows} rows of the training stream, {report.used_groups} of {report.groups} groups on, lam {lam:.4g} beside "
-        f"||.||^2; means over rows, normalised units; gate and bias as trained. Mean rank of a map in use: trained "
-        f"{report.rank_trained:.1f}, best found {report.rank_best:.1f}.{other}",
+        "note": f"{report.rows} rows of the training stream, {report.used_groups} of {report.groups} groups on, "
+        f"lam {lam:.4g} beside ||.||^2; means over rows, normalised units; gate and bias as trained. Mean rank of a "
+        f"map in use: trained {report.rank_trained:.1f}, best found {report.rank_best:.1f}.{other}",
         "columns": ["number", "value", "share of trained", "meaning"],
         "rows": [
             [label, value, value / share, meaning]
