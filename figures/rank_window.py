@@ -118,9 +118,9 @@ def _table(
     for d in dims:
         columns += [f"rank, d={d}", f"90 % rank, d={d}", f"capture, d={d}"]
     note = (
-        f"Trained SASA, the group that captures each feature best, mean over seeds. Rank: singular values of its map "
-        f"above {SMALL_GAIN}. 90 % rank: of the energy it contributes. lam is the coefficient of the penalty named, so the "
-        "two penalties' lam are not comparable."
+        "Trained SASA, the group that captures each feature best, mean over seeds. Rank: singular values of its map "
+        f"above {SMALL_GAIN}. 90 % rank: of the energy it contributes. lam is the coefficient of the penalty named, so "
+        "the two penalties' lam are not comparable."
     )
     return table("Ranks of trained groups", columns, rows, note)
 
@@ -140,16 +140,14 @@ def _findings(
     planted = (grid >= low) & (grid < joint)
     sampled = np.mean([np.array(ranks)[planted] == d for ranks, d in zip(exact[str(ROWS[-1])], dims, strict=True)])
     text = (
-        f"trained groups have the rank of their feature (d = {', '.join(map(str, dims))}) in {inside[0]} of {inside[1]} "
-        f"cases with lam inside every window, {outside[0][0]} of {outside[0][1]} below and {outside[1][0]} of "
-        f"{outside[1][1]} above; best maps of {ROWS[-1]:,} sampled rows in {sampled:.0%} of the window"
+        f"trained groups have the rank of their feature (d = {', '.join(map(str, dims))}) in {inside[0]} of "
+        f"{inside[1]} cases with lam inside every window, {outside[0][0]} of {outside[0][1]} below and "
+        f"{outside[1][0]} of {outside[1][1]} above; best maps of {ROWS[-1]:,} rows in {sampled:.0%} of the window"
     )
+    if right:
+        text += "; so lam must lie in the window of every feature at once"
     return [
-        {
-            "sentence": "rank-window",
-            "status": "needs an assumption" if right else "undecided",
-            "text": text + ". The assumption: lam lies in the window, for every feature at once" if right else text,
-        }
+        {"sentence": "rank-window", "status": "needs an assumption" if right else "undecided", "text": text},
     ]
 
 
