@@ -61,6 +61,18 @@ def exact_samples(d: int) -> int:
     return d
 
 
+def general_rows(n: int, d: int, ambient: int, law: str, rng: np.random.Generator) -> "Float[ndarray, 'n D']":
+    """n clean rows in the first d coordinates, from a law with a density there: "gaussian", "cauchy" or "uniform"."""
+    rows = np.zeros((n, ambient))
+    if law == "gaussian":
+        rows[:, :d] = rng.standard_normal((n, d))
+    elif law == "cauchy":
+        rows[:, :d] = rng.standard_cauchy((n, d))
+    else:
+        rows[:, :d] = rng.uniform(-1, 1, (n, d))
+    return rows
+
+
 def samples_until_exact(d: int, rows: "Float[ndarray, 'n D']", tolerance: float = 1e-6) -> int | None:
     """Fewest leading rows whose span is the first d coordinates, to `tolerance` in the sine; None if never."""
     for n in range(1, len(rows) + 1):
@@ -189,4 +201,4 @@ def slice_samples(
         _, _, right = np.linalg.svd(rows[:n], full_matrices=False)
         return 1 - float(np.square(right[:d, :d]).sum()) / d
 
-    return crossing(error, target, sizes_from(2, largest))[:2]
+    return crossing(error, target, range(1, largest + 1))[:2]
