@@ -39,7 +39,16 @@ __all__ = [
 ]
 
 #: modules whose import files the claims of each part
-PARTS = ("representation", "covering")
+PARTS = (
+    "representation",
+    "covering",
+    "l1_risk",
+    "l1_descent",
+    "consolidation",
+    "soft_routing",
+    "recovery",
+    "samples",
+)
 
 
 def claims() -> list[Claim]:
