@@ -282,8 +282,10 @@ def certify_maps(
     def errors(p: "list[Float[ndarray, 'D m']]", q: "list[Float[ndarray, 'D m']]") -> tuple[float, float]:
         return routed_factors.cost(rows, index, p, q, lam)[0], routed_factors.cost(fresh, fresh_index, p, q, lam)[0]
 
-    same = routed_factors.improve(rows, index, left, right, lam, seconds=seconds / 2, max_rank=model.rank, bound=False)
-    best = routed_factors.improve(rows, index, same.left, same.right, lam, seconds=seconds / 2)
+    same = routed_factors.improve(
+        rows, index, left, right, lam, seconds=seconds / 2, max_rank=model.rank, rtol=1e-7, bound=False
+    )
+    best = routed_factors.improve(rows, index, same.left, same.right, lam, seconds=seconds / 2, rtol=1e-7)
     used = np.unique(index[index >= 0]).tolist()
     trained_errors, same_errors, best_errors = (
         errors(p, q) for p, q in ((left, right), (same.left, same.right), (best.left, best.right))
