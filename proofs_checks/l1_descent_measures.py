@@ -7,6 +7,7 @@ turn. They share nothing with the formulas, which read codes and residuals.
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,13 +15,15 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import optimize, stats
 
-from proofs_checks.core import Bench
 from proofs_checks.l1_measures import exact_codes, exact_psi
 from sasa_theory.geometry import sphere
 from sasa_theory.solvers import lasso, tiling
 from sasa_theory.solvers.descent import GapPath, gap_path, turned_cost
 from sasa_theory.training import TrainSettings, fit
 from synthetic import World
+
+#: lam of B5' (the rows have unit variance)
+LAM = 0.2
 
 Law = Callable[[int, int, np.random.Generator], "Float[ndarray, 'n d']"]
 
@@ -120,8 +123,8 @@ def split_slope_by_costs(
         copy = math.cos(theta) * atoms[atom] + math.sin(theta) * direction
         return exact_psi(np.vstack([atoms, copy]), x, lam, signed)
 
-    # a copy at 1e-5 makes the linear systems of the enumeration worse than the extrapolation is at 1e-4
-    return slope_at_zero(cost, 1e-4)
+    # nearer copies make the linear systems of the enumeration singular
+    return slope_at_zero(cost, 3e-5)
 
 
 class Split(NamedTuple):
@@ -163,21 +166,21 @@ def stationary(
     return tiling.descend(start, x, lam, signed, steps=3000, rtol=0, code_rtol=1e-12).atoms, x
 
 
-def trained(bench: Bench) -> "list[tuple[Float[ndarray, 'N d'], Float[ndarray, 'n d'], bool]]":
-    """Decoders of trained l1 autoencoders on one Gaussian feature with new rows, decoder bias taken off.
+def trained_dictionary(
+    d: int, n_latents: int, seed: int, out: Path, deadline: float | None = None
+) -> "tuple[Float[ndarray, 'N d'], Float[ndarray, 'n d']]":
+    """Decoder of a trained ReLU autoencoder on one Gaussian feature of R^d, and held-out rows less its decoder bias.
 
-    Non-negative codes; none in the quick profile.
+    Its coefficient is 2 LAM, because its loss has no 1/2 before the squared error.
     """
-    found = []
-    for d, n_latents in bench.pick((), ((2, 12), (3, 16))):
-        feature = {"manifold": "subspace", "dim": d}
-        world = World.from_spec({"width": d, "features": [feature], "support": {"law": "exact", "active": 1}})
-        settings = TrainSettings(steps=2000, batch_size=512, lr=3e-3, seed=bench.seed)
-        model = fit(world, "relu", {"n_latents": n_latents, "coefficient": 0.4}, settings, out=bench.out).model
-        x = next(world.batches(300, stream="eval")).numpy().astype(np.float64)
-        weights = {name: t.detach().double().numpy() for name, t in model.named_parameters()}
-        found.append((weights["W_dec"], x - weights["b_dec"], False))
-    return found
+    feature = {"manifold": "subspace", "dim": d}
+    world = World.from_spec({"width": d, "features": [feature], "support": {"law": "exact", "active": 1}})
+    model = {"n_latents": n_latents, "coefficient": 2 * LAM}
+    settings = TrainSettings(steps=2000, batch_size=512, lr=3e-3, seed=seed)
+    run = fit(world, "relu", model, settings, out=out, deadline=deadline)
+    x = next(world.batches(300, stream="eval")).double().numpy()
+    weights = {name: t.detach().double().numpy() for name, t in run.model.named_parameters()}
+    return weights["W_dec"], x - weights["b_dec"]
 
 
 # B6: paths
