@@ -250,12 +250,12 @@ def _finding(panels: list[dict[str, Any]], exponents: list[dict[str, float]]) ->
     needed = "/".join(str(tiling_atoms(d, 0.01 * LIMIT, 1.0, LAM)) for d in DIMS)
     text = (
         f"rotation-invariant feature, d = 2 to 6: {broken} of {len(rows) + len(saes)} dictionaries below the floor, "
-        f"the best found at {min(over):.2f} to {max(over):.2f} times it; exponent of the excess against N, fitted (law): "
-        f"{fits}; 1 % above the tiled limit takes at least {needed} atoms"
+        f"the best found at {min(over):.2f} to {max(over):.2f} times it; exponent of the excess against N, fitted "
+        f"(law): {fits}; 1 % above the tiled limit takes at least {needed} atoms"
     )
     if saes:
         ratios = [sae["best_codes"] / floor for sae, floor in zip(saes, floors, strict=True)]
-        text += f"; {len(saes)} trained l1-SAEs with their best codes {min(ratios):.1f} to {max(ratios):.1f} times the signed floor"
+        text += f"; {len(saes)} trained l1-SAEs, best codes: {min(ratios):.1f} to {max(ratios):.1f} times the floor"
     status = "refuted" if broken else "supported" if max(over) <= CLOSE else "undecided"
     return {"sentence": "tiling", "status": status, "text": text}
 
@@ -263,7 +263,7 @@ def _finding(panels: list[dict[str, Any]], exponents: list[dict[str, float]]) ->
 def draw(result: dict[str, Any]) -> dict[str, Any]:
     """One panel per d, log-log, and the legend in the place of a sixth."""
     from matplotlib.figure import Figure as Picture
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
     numbers = result["numbers"]
     picture = Picture(figsize=(11, 6.8), layout="constrained")
@@ -274,24 +274,27 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
         for kind, colour, mark in (("signed", blue, "o"), ("non-negative", orange, "s")):
             n, floor, best = (np.array([row[key] for row in panel[kind]]) for key in ("n_atoms", "floor", "best"))
             ax.plot(n, floor, color=colour, lw=1.4, label=f"floor, {kind} codes")
-            ax.fill_between(n, floor, floor.min() / 50, color=colour, alpha=0.06, lw=0)
             ax.plot(n, best, mark, color=colour, ms=5, mfc="white", label=f"best found, {kind} codes")
         if panel["trained"]:
             n, seen = (np.array([sae[key] for sae in panel["trained"]]) for key in ("n_atoms", "best_codes"))
             ax.plot(n, seen, "x", color=green, ms=5.5, mew=1.3, label="trained l1-SAEs, best codes")
         signed = panel["signed"]
+        ax.fill_between(
+            [row["n_atoms"] for row in signed], [row["floor"] for row in signed], 1e-9, color="0.5", alpha=0.12, lw=0
+        )
         n = np.array([signed[0]["n_atoms"], signed[-1]["n_atoms"]], float)
         top = 1.7 * max(row["best"] for row in panel["non-negative"])
         ax.plot(n, top * (n / n[0]) ** fit["law"], "--", color="0.55", lw=1.1, label="slope $-2/(d-1)$")
-        everything = [
-            row[key] for kind in ("signed", "non-negative") for row in panel[kind] for key in ("floor", "best")
-        ]
-        ax.set(xscale="log", yscale="log", xlabel="atoms $N$")
-        ax.set_ylim(0.6 * min(everything), 2.6 * top)
-        ax.set_title(f"$d = {d}$: fitted {fit['fitted']:.2f}, law {fit['law']:.2f}", fontsize=11)
+        ax.set(xscale="log", yscale="log", xlabel="atoms $N$", ylim=(0.6 * signed[-1]["floor"], 2 * top))
+        ax.set_title(
+            f"$d = {d}$: slope {fit['fitted']:.2f}, floor's {fit['floor']:.2f}, law {fit['law']:.2f}", fontsize=10.5
+        )
         ax.set_xticks([row["n_atoms"] for row in signed])
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if d > 3 else (1,)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
         ax.grid(alpha=0.25, lw=0.5)
     for ax in axes[::3]:
         ax.set_ylabel("excess risk over the tiled limit")
