@@ -264,8 +264,9 @@ def _finding(paths: list[dict], turns: list[dict], descents: list[dict], diction
         "status": "supported" if stands else "refuted",
         "text": f"slope at the basis {min(slopes):.3f} to {max(slopes):.3f} under {len(turns)} laws; {lower} of "
         f"{total} moves into the widest gap end lower, {sum(m['bumps'] for m in moves)} of them not monotonically; "
-        f"excess risk at most {max(factors):.2f} (path) and {max(ends):.2f} (descent) times that of B4's floor; of {tried} "
-        f"directions in which trained atoms were split, {one} lower the risk one way or the other, {both} both ways",
+        f"excess risk at most {max(factors):.2f} (path) and {max(ends):.2f} (descent) times that of B4's floor; of "
+        f"{tried} directions in which trained atoms were split, {one} lower the risk one way or the other, "
+        f"{both} both ways",
     }
 
 
