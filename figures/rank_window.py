@@ -136,7 +136,8 @@ def _findings(
         hits = [rank == d for one in cells for rank, d in zip(one["rank"], dims, strict=True)]
         shares[place] = (sum(hits), len(hits))
     inside, outside = shares["inside"], [shares["below"], shares["above"]]
-    right = inside[0] >= 0.9 * inside[1] and sum(n for n, _ in outside) <= 0.1 * sum(m for _, m in outside)
+    # as in claim C6, one case in five may differ: training need not reach the minimiser, least of all near an edge
+    right = inside[0] >= 0.8 * inside[1] and all(hits <= 0.2 * cases for hits, cases in outside)
     planted = (grid >= low) & (grid < joint)
     sampled = np.mean([np.array(ranks)[planted] == d for ranks, d in zip(exact[str(ROWS[-1])], dims, strict=True)])
     text = (
