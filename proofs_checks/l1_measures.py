@@ -133,6 +133,24 @@ def new_atoms(times: int, seed: int) -> tuple[NewAtom, ...]:
     return tuple(cases)
 
 
+# B3
+
+
+@lru_cache(maxsize=8)
+def dense_risks(
+    lam: float, radii: tuple[float, ...], n_atoms: int, n: int, seed: int
+) -> "tuple[tuple[float, ...], ...]":
+    """Mean psi at each radius of well-spread dictionaries of `n_atoms`, d = 2 and 3, signed and non-negative codes."""
+    rng = np.random.default_rng([seed, 3])
+    rows = []
+    for d in (2, 3):
+        directions = sphere(n, d, rng)
+        for signed in (True, False):
+            atoms = tiling.well_spread(n_atoms, d, rng, signed, steps=50)
+            rows.append(tuple(tiling.risk(atoms, radius * directions, lam, signed).value for radius in radii))
+    return tuple(rows)
+
+
 # B4: floors without a Beta function
 
 
