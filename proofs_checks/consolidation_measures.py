@@ -182,7 +182,7 @@ def local_search(
 
 
 def worst_pair(d: int, lam: float, rng: np.random.Generator) -> "Float[ndarray, '2 d d']":
-    """Two second moments of random energies and ranks, moved by descent to where one group gains least on a group each."""
+    """Two second moments of random energies and ranks, moved by descent to where merging them gains least."""
     ranks = rng.integers(1, d + 1, 2)
     energies = rng.uniform(0.2, 2, 2) * lam * d
 
