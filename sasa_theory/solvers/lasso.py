@@ -68,7 +68,7 @@ def solve(
         part = slice(start, start + BLOCK)
         _block(atoms, x[part], lams[part], signed, rtol, rounds, squares[part], codes[part], primal[part], dual[part])
     if signed and (lams == 0).any():
-        _least_squares(atoms, x, np.flatnonzero(lams == 0), codes, primal, dual)
+        least_squares(atoms, x, np.flatnonzero(lams == 0), codes, primal, dual)
     return Solution(codes, primal, dual, squares)
 
 
@@ -165,7 +165,7 @@ class _Sets:
         return larger
 
 
-def _least_squares(atoms: ndarray, x: ndarray, rows: ndarray, codes: ndarray, primal: ndarray, dual: ndarray) -> None:
+def least_squares(atoms: ndarray, x: ndarray, rows: ndarray, codes: ndarray, primal: ndarray, dual: ndarray) -> None:
     """lam = 0: the pseudo-inverse, and the residual's part orthogonal to the atoms as dual point."""
     left, sigma, right = np.linalg.svd(atoms, full_matrices=False)
     kept = sigma > 1e-12 * max(float(sigma[0]), 1e-300)

@@ -198,38 +198,52 @@ def _sweeps(m: int, a: ndarray, g: ndarray, slope: ndarray, penalty: float, sign
 def _newton(
     m: int, a: ndarray, g: ndarray, slope: ndarray, penalty: float, support: ndarray, chol: ndarray, step: ndarray
 ) -> bool:
-    """Move the support to its exact solution for the signs at hand, or up to the first zero; whether it got there."""
+    """Move the support to its exact solution for the signs at hand, or up to the first zero; whether it got there.
+
+    Where an atom of the support is a combination of those before it, the step goes along that combination, which
+    leaves the fit as it is, in the direction in which ||a||_1 does not rise, and ends at the first zero too.
+    """
     k = 0
     for j in range(m):
         if a[j] != 0:
             support[k] = j
             k += 1
+    dependent = -1
     for p in range(k):
         j = support[p]
-        for q in range(p + 1):
-            total = g[j, support[q]]
-            for r in range(q):
-                total -= chol[p, r] * chol[q, r]
-            if p == q:
-                if total <= 1e-11 * g[j, j]:
-                    return False
-                chol[p, p] = total**0.5
-            else:
-                chol[p, q] = total / chol[q, q]
-        total = slope[j] - (penalty if a[j] > 0 else -penalty)
-        for r in range(p):
-            total -= chol[p, r] * step[r]
-        step[p] = total / chol[p, p]
-    for p in range(k - 1, -1, -1):
-        total = step[p]
-        for r in range(p + 1, k):
-            total -= chol[r, p] * step[r]
-        step[p] = total / chol[p, p]
+        for q in range(p):
+            chol[p, q] = (g[j, support[q]] - _dot(chol[p, :q], chol[q, :q])) / chol[q, q]
+        left = g[j, j] - _dot(chol[p, :p], chol[p, :p])
+        if left <= 1e-10 * g[j, j]:
+            dependent = p
+            break
+        chol[p, p] = left**0.5
+        step[p] = (slope[j] - (penalty if a[j] > 0 else -penalty) - _dot(chol[p, :p], step[:p])) / chol[p, p]
     share, first = 1.0, -1
+    if dependent >= 0:
+        k = dependent + 1
+        for p in range(dependent):
+            step[p] = -chol[dependent, p]
+        step[dependent] = 0.0
+    for p in range(k - 1 if dependent < 0 else dependent - 1, -1, -1):
+        step[p] /= chol[p, p]
+        for r in range(p):
+            step[r] -= chol[p, r] * step[p]
+    if dependent >= 0:
+        step[dependent] = 1.0
+        rise = 0.0
+        for p in range(k):
+            rise += step[p] if a[support[p]] > 0 else -step[p]
+        if rise > 0:
+            for p in range(k):
+                step[p] = -step[p]
+        share = np.inf
     for p in range(k):
         j = support[p]
-        if a[j] * (a[j] + step[p]) < 0 and -a[j] / step[p] < share:
+        if a[j] * step[p] < 0 and -a[j] / step[p] < share:
             share, first = -a[j] / step[p], p
+    if first < 0 and dependent >= 0:
+        return False
     for p in range(k):
         j = support[p]
         change = share * step[p] if p != first else -a[j]

@@ -84,8 +84,7 @@ def dual_bound(
 ) -> float:
     """A lower bound on the cost of all maps at this routing, from any residuals h_t - sum_{k in S_t} M_k h_t (C4).
 
-    The better of two scalings that make the residuals dual feasible: one factor for all tokens; or first one per
-    token, the smallest lam / ||.||_op among its groups, then one for all. Tokens without a group keep factor 1. Raises
+    The residuals are made dual feasible first (see `weighted_bound`). Tokens without a group cost their energy. Raises
     UsageError for shapes or groups that do not fit, lam or weights < 0.
     """
     rows, index = tokens(x, index, n_groups, weights)
@@ -102,20 +101,33 @@ def weighted_bound(
     index: "Int[ndarray, 'n s']",
     groups: "list[Int[ndarray, ' m']]",
     lam: float,
+    rounds: int = 2,
 ) -> float:
-    """`dual_bound` with sqrt(w) already multiplied into the residuals and the tokens."""
-    free = (index < 0).all(axis=1)
-    constant = float(np.square(rows[free]).sum())
+    """`dual_bound` with sqrt(w) already multiplied into the residuals and the tokens; K + K `rounds` operator norms.
+
+    Scaling all residuals by lam / max_k ||.||_op lets the worst group spoil the bound. So each round first takes from
+    each group what its constraint forbids: with 2 sum nu h^T = U diag(g) V^T, the residuals of its tokens lose the
+    share 1 - lam / g_i of their component along every u_i with g_i > lam, after which this group is feasible. Tokens in
+    several groups undo a little of it, and the rest is scaled away. Every round's value is a bound; the best counts.
+    """
+    on_none = np.all(index < 0, axis=1)
+    constant = float(np.square(rows[on_none]).sum())
+    nu = np.where(on_none[:, None], 0.0, nu)
     best = 0.0
-    scale = np.where(free, 0.0, 1.0)
-    for _ in range(2):
-        scaled = nu * scale[:, None]
-        norms = np.array([operator_norm(scaled[on], rows[on]) for on in groups])
-        along, energy = float(np.sum(scaled * rows)), float(np.square(scaled).sum())
-        best = max(best, scaled_value(along, energy, float(norms.max(initial=0.0)), lam))
-        factors = np.minimum(1.0, np.divide(lam, norms, out=np.ones_like(norms), where=norms > 0))
-        scale = scale * np.append(factors, 1.0)[index].min(axis=1, initial=1.0)  # index -1 reads the appended one
+    for clipped in range(rounds + 1):
+        if clipped:
+            for on in groups:
+                nu[on] = _clip(nu[on], rows[on], lam)
+        largest = max((operator_norm(nu[on], rows[on]) for on in groups), default=0.0)
+        best = max(best, scaled_value(float(np.sum(nu * rows)), float(np.square(nu).sum()), largest, lam))
     return constant + best
+
+
+def _clip(nu: "Float[ndarray, 'm D']", rows: "Float[ndarray, 'm D']", lam: float) -> "Float[ndarray, 'm D']":
+    """Residuals of one group's tokens, changed so that ||2 sum nu h^T||_op <= lam."""
+    product = 2 * nu.T @ rows
+    squares, u = eigh(product @ product.T, subset_by_value=(lam**2, np.inf))
+    return nu - (nu @ u * (1 - lam / np.sqrt(squares))) @ u.T if len(squares) else nu
 
 
 def operator_norm(nu: "Float[ndarray, 'm D']", rows: "Float[ndarray, 'm D']") -> float:

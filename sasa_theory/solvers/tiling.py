@@ -81,17 +81,17 @@ def excess_risk(
 
 
 def circle_risk(
-    atoms: "Float[ndarray, 'N 2']", radius: float, lam: float, signed: bool = True, angles: int = 4096
+    atoms: "Float[ndarray, 'N 2']", radius: float, lam: float, signed: bool = True, angles: int = 1024
 ) -> Risk:
     """R(D) for the uniform law on a circle, by quadrature instead of sampling.
 
-    The trapezoid rule on `angles` equal angles; psi is once differentiable with kinks in its slope, so the error falls
-    like angles^-2 at worst. `error` is the difference to the rule on every other angle. Raises UsageError unless d = 2.
+    The trapezoid rule on `angles` equal angles (of half the circle for signed codes, whose psi is even); psi is once
+    differentiable with kinks in its slope, so the error falls like angles^-2 at worst. `error` is the difference to the rule on every other angle. Raises UsageError unless d = 2.
     """
     if np.ndim(atoms) != 2 or np.shape(atoms)[1] != 2:
         raise UsageError(f"circle_risk got atoms of shape {np.shape(atoms)}; expected (N, 2)")
     require_count("angles", angles, 4)
-    theta = 2 * np.pi * np.arange(angles) / angles
+    theta = (np.pi if signed else 2 * np.pi) * np.arange(angles) / angles
     x = radius * np.stack([np.cos(theta), np.sin(theta)], axis=1)
     found = lasso.solve(atoms, x, lam, signed=signed, rtol=1e-10)
     value = float(found.primal.mean())
