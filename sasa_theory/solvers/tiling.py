@@ -86,7 +86,8 @@ def circle_risk(
     """R(D) for the uniform law on a circle, by quadrature instead of sampling.
 
     The trapezoid rule on `angles` equal angles (of half the circle for signed codes, whose psi is even); psi is once
-    differentiable with kinks in its slope, so the error falls like angles^-2 at worst. `error` is the difference to the rule on every other angle. Raises UsageError unless d = 2.
+    differentiable with kinks in its slope, so the error falls like angles^-2 at worst. `error` is the difference to the
+    rule on every other angle. Raises UsageError unless d = 2.
     """
     if np.ndim(atoms) != 2 or np.shape(atoms)[1] != 2:
         raise UsageError(f"circle_risk got atoms of shape {np.shape(atoms)}; expected (N, 2)")
