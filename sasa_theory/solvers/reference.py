@@ -4,6 +4,7 @@ Each function states its problem as in THEORY.md and hands it to a conic solver 
 for nuclear norms, where Clarabel is far slower). Nothing of the fast solvers is shared. cvxpy is imported on first use.
 """
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
