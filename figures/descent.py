@@ -289,7 +289,7 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
         gaps.plot(counts, path["gaps"], color=colour, drawstyle="steps-post", label=f"d = {path['d']}")
         gaps.plot(counts, path["covering"], color=colour, ls=":", lw=1.2)
         excess = [(r - limit) / (f - limit) for r, f in zip(path["risk"][::PARTS], path["floor"], strict=True)]
-        factors.plot(counts, excess, color=colour, marker="o", ms=3, label=f"path, d = {path['d']}")
+        factors.plot(counts, excess, color=colour, marker="o", ms=2, label=f"path, d = {path['d']}")
     gaps.set(title="Widest gap", xlabel="atoms", ylabel="degrees", xscale="log", yscale="log")
     gaps.plot([], [], color="0.4", ls=":", label="least possible with as many")
     ends = [(e["atoms"], (e["end"] - limit) / (e["floor"] - limit)) for e in numbers["descents"]]
@@ -345,8 +345,9 @@ def _draw_descents(ax: Any, descents: list[dict[str, Any]], limit: float) -> Non
         ax.axhline(same[0]["floor"] - limit, color=shade, ls="--", lw=1)
     ax.plot([], [], color="0.4", ls="--", lw=1, label="B4's floor")
     ax.set(title="Gradient descent on the atoms, d = 3", xlabel="step + 1", ylabel="R(D) - tiled limit", xscale="log")
-    ax.set(yscale="log")
-    ax.legend(fontsize=9, frameon=False, title=f"basis and copies tilted by {TILT}", title_fontsize=9)
+    ax.set(yscale="log", ylim=(None, 5 * (descents[0]["history"][0] - limit)))  # room for the legend
+    title = f"start: basis and copies tilted by {TILT}"
+    ax.legend(fontsize=9, frameon=False, title=title, title_fontsize=9, loc="upper right", ncols=2)
 
 
 def _draw_turns(ax: Any, turns: list[dict[str, Any]]) -> None:

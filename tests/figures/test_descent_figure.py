@@ -10,16 +10,17 @@ import figures.descent as fig
 from figures import Context, figures, load_all
 from sasa_theory.geometry import sphere
 
-RNG = np.random.default_rng(0)
+
+def untrained(d, n_latents, *rest):
+    rng = np.random.default_rng(0)
+    return sphere(n_latents, d, rng), rng.standard_normal((50, d))
 
 
 @pytest.fixture
 def small(monkeypatch):
     for name, value in (("ENDS", {2: 9, 3: 6}), ("DESCENTS", (5,)), ("TRAINED", ((2, 6),)), ("POINTS", 60)):
         monkeypatch.setitem(getattr(fig, name), "quick", value)
-    monkeypatch.setattr(
-        fig, "trained_dictionary", lambda d, n, *rest: (sphere(n, d, RNG), RNG.standard_normal((50, d)))
-    )
+    monkeypatch.setattr(fig, "trained_dictionary", untrained)
     monkeypatch.setattr(fig, "_normal", lambda: {"slope": -0.05650})
 
 
