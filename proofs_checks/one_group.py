@@ -17,7 +17,6 @@ from sasa_theory.objectives import slice_cost
 from sasa_theory.solvers import reference
 from sasa_theory.solvers.nuclear import subdifferential_distance
 
-
 GOLDEN = (np.sqrt(5) - 1) / 2
 
 
@@ -40,7 +39,7 @@ def _descended(seed: int, count: int) -> tuple["Float[ndarray, 'D D']", ...]:
             proximal_descent(sigma, lam, rng.standard_normal(sigma.shape)),
             factor_descent(sigma, lam, len(sigma), rng),
         )
-        found.append(min(maps, key=lambda m, s=sigma, p=lam: slice_cost(m, s, p)))
+        found.append(maps[int(np.argmin([slice_cost(m, sigma, lam) for m in maps]))])
     return tuple(found)
 
 
@@ -60,7 +59,7 @@ def check_spectral_cost(formula: Formula, bench: Bench) -> Outcome:
     least = []
     for x, lam in pairs:
         gain = np.array([0.0, 1.0])
-        for _ in range(60):  # golden-section search: the cost is convex in the gain
+        for _ in range(100):  # golden-section search: the cost is convex in the gain
             a, b = gain[1] - GOLDEN * np.ptp(gain), gain[0] + GOLDEN * np.ptp(gain)
             below = x * (1 - a) ** 2 + lam * a <= x * (1 - b) ** 2 + lam * b
             gain = np.array([gain[0], b] if below else [a, gain[1]])
