@@ -65,7 +65,7 @@ def improve(
 ) -> Solution:
     """Improve given maps left[k] @ right[k].T at a fixed routing until a pass gains less than rtol of sum w ||h||^2.
 
-    `seconds` bounds the descent; the dual bound, if asked for, comes on top (2 K operator norms of D x D).
+    `seconds` bounds the descent; the dual bound, if asked for, comes on top (about 5 K decompositions of D x D).
     `max_rank` lets no map grow beyond that rank, the model's own class; without it they may grow, and only then can
     the gap close. Arguments otherwise as `routed.solve`, which raises the same errors; UsageError too unless lam > 0
     and the factors fit.
