@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sasa_theory.solvers import lasso, nuclear, reference, routed
+from sasa_theory.solvers import group_lasso, lasso, nuclear, reference, routed
 from synthetic.errors import UsageError
 
 FEW = settings(max_examples=12, deadline=None)
@@ -52,6 +52,17 @@ def test_groups_of_one_atom_are_the_lasso(problem: tuple[Any, ...], lam: float) 
     atoms, x = problem
     grouped = reference.group_lasso(atoms, np.arange(len(atoms)), x, lam)
     assert grouped.value == pytest.approx(reference.lasso(atoms, x, lam).value, abs=1e-7 * (1 + x @ x))
+
+
+@given(codings(), st.data(), st.sampled_from([1e-3, 0.1, 1.0, 1e3]))
+@FEW
+def test_codes_of_the_group_solver(problem: tuple[Any, ...], data: st.DataObject, lam: float) -> None:
+    atoms, x = problem
+    groups = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(atoms), max_size=len(atoms))))
+    answer, solution = reference.group_lasso(atoms, groups, x, lam), group_lasso.solve(atoms, groups, x[None], lam)
+    slack = 2e-6 * (x @ x) + 1e-8
+    assert solution.primal[0] == pytest.approx(answer.value, abs=slack)
+    assert solution.dual[0] <= answer.value + slack
 
 
 def test_one_orthonormal_group_reaches_the_tiled_limit() -> None:
