@@ -57,9 +57,7 @@ def run(context: Context) -> dict[str, Any]:
         for s in searches
     ]
     rng = np.random.default_rng(context.seeds[0])
-    laws = {
-        name: _decide([r for r in runs if r["name"] == name], rng) for name in dict.fromkeys(r["name"] for r in runs)
-    }
+    laws: Laws = {name: _decide([r for r in runs if r["name"] == name], rng) for name in _names(runs)}
     errors = _errors(TRIALS[context.profile], rng)
     return {
         "numbers": {"runs": runs, "laws": laws, "errors": errors},

@@ -153,6 +153,22 @@ def crossing(
     return interpolated(seen, target), False, seen
 
 
+def crossing_by_bisection(
+    error: Callable[[int], float], target: float, sizes: Sequence[int]
+) -> tuple[float, bool, list[tuple[int, float]]]:
+    """As `crossing`, for an `error` that is dear and falls with n: about log2 of the sizes are tried."""
+    seen: dict[int, float] = {}
+    low, high = -1, len(sizes)  # sizes[low] missed the target, sizes[high] reached it
+    while high - low > 1:
+        middle = (low + high) // 2
+        seen[sizes[middle]] = error(sizes[middle])
+        low, high = (low, middle) if seen[sizes[middle]] <= target else (middle, high)
+    tried = sorted(seen.items())
+    if high == len(sizes):
+        return float(sizes[-1]), True, tried
+    return interpolated([(n, e) for n, e in tried if n <= sizes[high]], target), False, tried
+
+
 def interpolated(seen: Sequence[tuple[int, float]], target: float) -> float:
     """n at the target, on the log-log line through the last two sizes; the last size reached it, the others did not."""
     (n, low) = seen[-1]

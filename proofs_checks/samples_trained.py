@@ -19,7 +19,7 @@ from joblib import Parallel, delayed
 from numpy import ndarray
 from torch import Tensor
 
-from proofs_checks.samples_measures import crossing, sizes_from, sphere_rows
+from proofs_checks.samples_measures import crossing_by_bisection, sizes_from, sphere_rows
 from sasa_theory.bounds import tiled_limit
 from sasa_theory.solvers import lasso
 from sasa_theory.training import TrainSettings, fit
@@ -152,7 +152,7 @@ class Search:
 def samples_to_target(
     profile: str, seeds: Sequence[int], *, out: Path, device: str = "cpu", deadline: float | None = None
 ) -> list[Search]:
-    """Double n until the trained model reaches its target on clean points; n between two sizes by log-log (D3).
+    """Bisect powers of 2 for the n at which a trained model reaches its target on clean points (D3).
 
     On a CPU several searches run side by side, one thread each. Raises what `training.fit` raises.
     """
@@ -176,7 +176,7 @@ def _search(
         run = fit(data, name, MODELS[name], settings, out=out, device=device, deadline=deadline, progress=False)
         return held_out(run.model, name, d)
 
-    n, censored, seen = crossing(error, target_of(name), sizes_from(2, largest, 2))
+    n, censored, seen = crossing_by_bisection(error, target_of(name), sizes_from(2, largest, 2))
     return Search(name, d, seed, n, censored, tuple(seen))
 
 

@@ -13,6 +13,7 @@ from proofs_checks.samples import check_exact_samples, half_bound
 from proofs_checks.samples_growth import by_r_squared, by_rule, check_growth, error_rates, planted, support, tobit
 from proofs_checks.samples_measures import (
     crossing,
+    crossing_by_bisection,
     general_rows,
     interpolated,
     perturbation_ratio,
@@ -114,6 +115,18 @@ def test_a_power_law_error_crosses_its_target_where_it_should(power, scale, targ
         assert n == pytest.approx(exact, rel=1e-6)
         assert n == interpolated(seen, target)
     assert censored == (exact > 2**29)
+
+
+@given(st.integers(1, 40), st.integers(1, 30))
+def test_bisection_finds_the_crossing_of_the_full_search_with_fewer_tries(reached, count):
+    sizes = list(range(3, 3 + count))
+
+    def error(n):
+        return 2.0 / n if n < reached else 0.5 / n
+
+    full, quick = (search(error, 0.5 / reached, sizes) for search in (crossing, crossing_by_bisection))
+    assert full[:2] == quick[:2]
+    assert len(quick[2]) <= count.bit_length() and set(quick[2]) <= {(n, error(n)) for n in sizes}
 
 
 @given(st.integers(1, 8), seeds)
