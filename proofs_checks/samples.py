@@ -1,4 +1,5 @@
-"""D1 and D2: how many samples one known slice needs. D3 and D4 are in `samples_growth`.
+"""D1 and D2: how many samples one known slice needs. D3 and D4 are in `samples_growth`;
+importing this module files them too.
 
 Both are theorems: d clean samples span the slice, and with noise its error follows from how far the sample second
 moment is off.
@@ -10,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy import ndarray
 
+from proofs_checks import samples_growth  # noqa: F401  it files D3 and D4
 from proofs_checks.core import Bench, Claim, Formula, Outcome, Truth, Value, add, bounded, compare
 from proofs_checks.samples_measures import (
     exact_samples,
