@@ -1,8 +1,8 @@
 """C2 and C3: no hard routing of a slice does better than one group, as long as its rank suffices.
 
 C2 compares one group with every split of the slice that could be found; when a split costs nothing is settled by two
-conditions, tried from both sides. C3 is where it ends: with rank 1 two groups beat one. C1 is in `one_group`, C5 and C8
-in `gauge`; importing this module files them all.
+conditions, tried from both sides. C3 is where it ends: with rank 1 two groups beat one. C1 is in `one_group`, C5 in
+`gauge`, C8 in `released`; importing this module files them all.
 """
 
 import math
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import integrate, optimize
 
-from proofs_checks import gauge, one_group  # noqa: F401  they file C1, C5 and C8
+from proofs_checks import gauge, one_group, released  # noqa: F401  they file C5, C1 and C8
 from proofs_checks.consolidation_measures import (
     ROUTINGS,
     Defects,

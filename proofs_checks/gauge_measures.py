@@ -118,7 +118,8 @@ def released_search(
     """Least tr((I - M) Sigma (I - M)^T) + lam ||D||_* over M = D E with unit decoder columns, by L-BFGS (C8).
 
     One group, so the published mean over groups is the norm itself. Encoder rows have unit length too unless told
-    otherwise. penalty="map" charges lam ||M||_* in the same parametrisation. The best of `starts` random starts.
+    otherwise. penalty="map" charges lam ||M||_* in the same parametrisation. The norm has kinks where columns are
+    parallel, often the very place to go: each of `starts` descents smooths it less and less, and the best is kept.
     """
     width = len(sigma)
     energy, identity = torch.from_numpy(sigma), torch.eye(width, dtype=torch.float64)
@@ -128,24 +129,34 @@ def released_search(
         dec = dec / torch.linalg.vector_norm(dec, dim=1, keepdim=True)
         return dec, enc / torch.linalg.vector_norm(enc, dim=1, keepdim=True) if unit_encoder else enc
 
-    def cost(flat: torch.Tensor) -> torch.Tensor:
+    def cost(flat: torch.Tensor, smooth: float) -> torch.Tensor:
         dec, enc = parts(flat)
         map_ = dec.T @ enc
         left = identity - map_
-        charged = torch.linalg.svdvals(dec if penalty == "decoder" else map_).sum()
-        return torch.sum((left @ energy) * left) + lam * charged
+        gram = dec @ dec.T if penalty == "decoder" else map_ @ map_.T
+        norm = torch.sqrt(torch.linalg.eigvalsh(gram).clamp_min(0) + smooth**2).sum()
+        return torch.sum((left @ energy) * left) + lam * norm
 
-    def value_and_gradient(flat: ndarray) -> tuple[float, ndarray]:
-        point = torch.from_numpy(flat).requires_grad_()
-        value = cost(point)
-        return value.item(), torch.autograd.grad(value, point)[0].numpy()
+    def descend(flat: ndarray) -> ndarray:
+        for smooth in (0.1, 0.01, 1e-3, 1e-5):
 
-    best = min(
-        (
-            optimize.minimize(value_and_gradient, rng.standard_normal(2 * rank * width), jac=True, method="L-BFGS-B")
-            for _ in range(starts)
-        ),
-        key=lambda found: found.fun,
-    )
-    dec, enc = (part.numpy() for part in parts(torch.from_numpy(best.x)))
-    return Released(float(best.fun), dec.T @ enc, dec)
+            def value_and_gradient(point: ndarray, smooth: float = smooth) -> tuple[float, ndarray]:
+                at = torch.from_numpy(point).requires_grad_()
+                value = cost(at, smooth)
+                return value.item(), torch.autograd.grad(value, at)[0].numpy()
+
+            flat = optimize.minimize(value_and_gradient, flat, jac=True, method="L-BFGS-B").x
+        return flat
+
+    found = [descend(rng.standard_normal(2 * rank * width)) for _ in range(starts)]
+    costs = [cost(torch.from_numpy(flat), 0.0).item() for flat in found]
+    best = int(np.argmin(costs))
+    dec, enc = (part.numpy() for part in parts(torch.from_numpy(found[best])))
+    return Released(costs[best], dec.T @ enc, dec)
+
+
+def nearly_parallel(sigma: "Float[ndarray, 'D D']", rank: int, tilt: float = 1e-5) -> "Float[ndarray, 'D r']":
+    """Unit decoder columns about `tilt` apart that still span the leading `rank` eigenvectors of Sigma (C8)."""
+    frame = np.linalg.eigh(sigma)[1][:, -rank:]
+    decoder = frame[:, :1] + tilt * frame
+    return decoder / np.linalg.norm(decoder, axis=0)
