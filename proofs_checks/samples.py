@@ -1,5 +1,4 @@
-"""D1 and D2: how many samples one known slice needs. D3 and D4 are in `samples_growth`;
-importing this module files them too.
+"""D1 and D2: how many samples one known slice needs. Importing this module files D3 and D4 (`samples_growth`) too.
 
 Both are theorems: d clean samples span the slice, and with noise its error follows from how far the sample second
 moment is off.

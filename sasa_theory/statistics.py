@@ -9,7 +9,9 @@ The two laws have equally many parameters, so the difference of their AICc is tw
 A law is decided when its AICc lies at least `THRESHOLD` below that of the other law and below that of "no growth", and
 its slope is positive; otherwise the answer is "undecided". A threshold of 6 is a likelihood ratio of e^3 = 20: were the
 parameters known, the wrong law would be so far ahead in at most one set of data in 20 (Markov's inequality), and growth
-is read into pure noise less often than that. Both rates are measured by claim D4.
+is read into pure noise less often than that. Both rates are measured by claim D4. They hold when one of the two laws is
+true with equal scatter of log n at all d; whole numbers of samples near n = 2 break that, so keep n well above it or
+let d range widely.
 """
 
 from dataclasses import dataclass
@@ -247,7 +249,7 @@ def _line(x: ndarray, y: ndarray, off: ndarray, rng: np.random.Generator | None,
     if rng is None or k == 2:
         return line
     again = _fit(x, *_draws(x, y, off, line, rng, resamples))
-    lowest, highest = np.quantile((again.slope - slope) / again.error, [(1 - level) / 2, (1 + level) / 2])
+    lowest, highest = map(float, np.quantile((again.slope - slope) / again.error, [(1 - level) / 2, (1 + level) / 2]))
     return Line(intercept, slope, scale, log_likelihood, aicc, low=slope - highest * error, high=slope - lowest * error)
 
 
