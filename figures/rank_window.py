@@ -7,7 +7,8 @@ map has rank d exactly for 2 p nu^2 <= lam < 2 p (1/d + nu^2).
 Top row: the best map of the slice as sampled, which is exact (C1); its second moment comes from the rows of one
 feature out of 500 or 20,000, so its noise eigenvalues are spread and the window narrows from both sides. Bottom row:
 SASA trained on the world, s = 1, with the penalty on the maps and with the published code's penalty on the decoder,
-for which C6 predicts nothing (C8). The rank of a trained map counts its singular values above 0.05; the 90 % rank of
+for which C6 predicts nothing (C8); lam is per group there too: the code takes the mean over K groups, so its
+coefficient is K lam. The rank of a trained map counts its singular values above 0.05; the 90 % rank of
 what the group contributes stands beside it in the table: it is blind to noise directions, which carry little energy.
 """
 
@@ -37,7 +38,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 ROWS = (500, 20_000)
 GRID = 200
-COLOURS = {"map": "#33658a", "decoder": "#c8553d", "500": "#9db4c0", "20000": "#33658a"}
+COLOURS = {"map": "#33658a", "decoder": "#c8553d", "500": "#a7b0a5", "20000": "#3a3f3b"}
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -51,7 +52,11 @@ def run(context: Context) -> dict[str, Any]:
     world = window_world(dims, size["width"], NOISE, context.seeds[0])
     kinds = ("map",) if context.profile == "quick" else ("map", "decoder")
     cells = [(kind, float(lam), seed) for kind in kinds for lam in penalties for seed in context.seeds]
-    jobs = [window_job(lam, size["steps"], seed, size["groups"], size["rank"], kind) for kind, lam, seed in cells]
+    groups = size["groups"]
+    factor = {"map": 1, "decoder": groups}
+    jobs = [
+        window_job(factor[kind] * lam, size["steps"], seed, groups, size["rank"], kind) for kind, lam, seed in cells
+    ]
     runs = fit_all(world, jobs, out=context.out, device=context.device, deadline=context.deadline)
     trained = [
         {"penalty": kind, "lam": lam, "seed": seed, **_by_feature(trained_ranks(one, world))}
@@ -119,8 +124,8 @@ def _table(
         columns += [f"rank, d={d}", f"90 % rank, d={d}", f"capture, d={d}"]
     note = (
         "Trained SASA, the group that captures each feature best, mean over seeds. Rank: singular values of its map "
-        f"above {SMALL_GAIN}. 90 % rank: of the energy it contributes. lam is the coefficient of the penalty named, so "
-        "the two penalties' lam are not comparable."
+        f"above {SMALL_GAIN}. 90 % rank: of the energy it contributes. lam is per group: lam sum ||M_k||_* (map), "
+        "lam sum ||D_k||_* (decoder; the published code's coefficient is the number of groups times that)."
     )
     return table("Ranks of trained groups", columns, rows, note)
 
@@ -163,7 +168,9 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
     for column, d in enumerate(dims):
         top, bottom = axes[:, column]
         for n, ranks in numbers["exact"].items():
-            top.step(numbers["grid"], ranks[column], where="mid", color=COLOURS[n], lw=1.8, label=f"{int(n):,} rows")
+            top.step(
+                numbers["grid"], ranks[column], where="mid", color=COLOURS[n], lw=1.8, label=f"exact, {int(n):,} rows"
+            )
         _draw_trained(bottom, numbers["trained"], column)
         top.set_title(f"feature of dimension d = {d}", fontsize=11)
         for ax, most in ((top, numbers["width"]), (bottom, numbers["rank"])):
@@ -171,11 +178,13 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
             ax.axvspan(low, high, color="#f2d58a", alpha=0.55, lw=0, zorder=0, label="predicted window (C6)")
             ax.axhline(d, color="0.35", lw=1, ls=":", zorder=1)
             ax.set(xscale="log", ylim=(-0.4, most + 0.6))
-        bottom.set_xlabel("penalty coefficient lam")
+        bottom.set_xlabel("penalty coefficient per group, lam")
     axes[0, 0].set_ylabel("rank of the exact best map")
     axes[1, 0].set_ylabel("rank of the trained group's map")
-    axes[0, -1].legend(fontsize=9, loc="upper right")
-    axes[1, -1].legend(fontsize=9, loc="upper right")
+    named = {label: line for ax in axes[:, 0] for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    picture.legend(
+        named.values(), named.keys(), loc="outside lower center", ncols=len(named), fontsize=10, frameon=False
+    )
     picture.suptitle("Where the nuclear norm finds a feature's dimension (dotted: d)", fontsize=12)
     return {"figure": picture}
 
@@ -187,7 +196,9 @@ def _draw_trained(ax: Any, trained: list[dict[str, Any]], feature: int) -> None:
             continue
         penalties = sorted({one["lam"] for one in cells})
         ranks = [[one["rank"][feature] for one in cells if one["lam"] == lam] for lam in penalties]
-        ax.plot(penalties, [np.mean(r) for r in ranks], "-", color=COLOURS[kind], lw=1.6, label=f"{kind} penalty")
+        ax.plot(
+            penalties, [np.mean(r) for r in ranks], "-", color=COLOURS[kind], lw=1.6, label=f"trained, {kind} penalty"
+        )
         for lam, values in zip(penalties, ranks, strict=True):
             ax.plot([lam] * len(values), values, marker, color=COLOURS[kind], ms=4.5, alpha=0.6, mew=0)
 

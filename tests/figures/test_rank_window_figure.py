@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import figures.rank_window as window
-from figures import Context, figures, load_all
+from figures import Context, figures
 from sasa_theory.bounds import slice_map
 from sasa_theory.evaluation.rank_window import planted_windows, trained_ranks, window_world
 from sasa_theory.models import SASA
@@ -51,7 +51,6 @@ def test_exact_ranks_fall_with_the_penalty_and_cross_the_window():
 
 
 def test_the_figure_draws_what_it_measured(tmp_path, monkeypatch):
-    load_all()
     small = {"dims": (1, 2), "width": 4, "groups": 2, "rank": 2, "steps": 10, "penalties": 2}
     monkeypatch.setitem(window.SIZES, "standard", small)
     result = figures["rank-window"].run(Context("standard", (0,), tmp_path))
