@@ -193,7 +193,7 @@ add(
 def _dense_tilings(formula: Formula, bench: Bench) -> Outcome:
     """The risk of dense tilings in the plane and in space; their own excess is the tolerance, well under 5 %."""
     lam, radii = 0.3, (0.2, 0.6, 1.0, 3.0)
-    seen = dense_risks(lam, radii, bench.pick(256, 2000), bench.pick(100, 1000), bench.seed)
+    seen = dense_risks(lam, radii, bench.pick(256, 1000), bench.pick(100, 500), bench.seed)
     ours = np.broadcast_to([formula(radius, lam) for radius in radii], np.shape(seen))
     return compare(ours, seen, 0.015, what="limit against the risk of dense tilings")
 
