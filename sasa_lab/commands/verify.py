@@ -222,8 +222,8 @@ def _print(rows: Sequence[dict[str, Any]], details: bool) -> None:
     widths = [max(len(row[i]) for row in cells) for i in range(7)]
     for number, line in enumerate(cells):
         tell("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-        row = rows[number - 1] if number else None
-        if row is not None and (details or not row["as_stated"]):
+        shown = rows[number - 1 : number] if number else []
+        for row in shown if details or not all(row["as_stated"] for row in shown) else []:
             for check in row["checks"]:
                 twins = ", ".join(f"{twin} {state}" for twin, state in check["twins"].items())
                 tell(f"    {check['name']}: {check['state']}; {check['compared']}; twins: {twins or 'none'}")
