@@ -105,6 +105,14 @@ def _decide(runs: list[dict[str, Any]], rng: np.random.Generator) -> dict[str, A
     }
 
 
+def _verdict(law: dict[str, Any], digits: int = 0) -> str:
+    """The decision and its lead in AICc."""
+    if "lead" not in law:
+        return str(law["decision"])
+    joined = " (lead {:.{}f})" if law["decision"] == "undecided" else " by {:.{}f}"
+    return str(law["decision"]) + joined.format(law["lead"], digits)
+
+
 def _errors(trials: int, rng: np.random.Generator) -> list[dict[str, float]]:
     """Mean ||sin Theta||_F^2 with its standard error, beside D2's law, over n and d."""
     out = []
@@ -129,7 +137,7 @@ def _law_table(laws: Laws) -> dict[str, Any]:
                 law["censored"],
                 *(f"{v['slope']:.2f} [{v['low']:.2f}, {v['high']:.2f}]" if v else None for v in lines),
                 f"{law['difference']:+.1f} [{law['low']:+.1f}, {law['high']:+.1f}]" if "difference" in law else None,
-                f"{law['decision']} by {law['lead']:.1f}" if "lead" in law else law["decision"],
+                _verdict(law, 1),
             ]
         )
     columns = [
@@ -196,8 +204,7 @@ def _finding(laws: Laws, runs: list[dict[str, Any]]) -> dict[str, str]:
         line = law.get("polynomial" if name in SUBSPACES else "exponential")
         growth = "exponent" if name in SUBSPACES else "rate"
         slope = f", {growth} {line['slope']:.2f} [{line['low']:.2f}, {line['high']:.2f}]" if line else ""
-        lead = f" by {law['lead']:.0f}" if "lead" in law else ""
-        said.append(f"{LABELS[name]} {law['decision']}{lead}{slope} (d = {law['dims'][0]}..{law['dims'][1]})")
+        said.append(f"{LABELS[name]} {_verdict(law)}{slope} (d = {law['dims'][0]}..{law['dims'][1]})")
     return {
         "sentence": "samples",
         "status": status,
@@ -233,7 +240,7 @@ def _draw_method(ax: Any, name: str, runs: list[dict[str, Any]], law: dict[str, 
         here = [r for r in runs if r["censored"] == off]
         d = np.array([r["d"] for r in here]) + rng.uniform(-0.08, 0.08, len(here))
         ax.scatter(d, [r["n"] for r in here], s=34 if off else 20, marker=marker, alpha=0.55, color=colour, lw=0)
-    text = f"{LABELS[name]}: {law['decision']}" + (f" by {law['lead']:.0f}" if "lead" in law else "")
+    text = f"{LABELS[name]}: {_verdict(law)}"
     if law["censored"]:
         text += f" ({law['censored']} of {law['runs']} censored, ▲)"
     if "difference" not in law:
