@@ -22,9 +22,9 @@ from synthetic.errors import UsageError
 #: samples treated together: enough for the product to be efficient, few enough for their Gram matrices to stay in cache
 BLOCK = 256
 #: atoms a working set takes in per round
-INTAKE = 12
-#: sweeps of coordinate descent before a Cholesky solve
-SWEEPS = 30
+INTAKE = 24
+#: sweeps of coordinate descent before a Cholesky solve, and in the first rounds, which have none
+SWEEPS, ROUGH = 30, 8
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,9 @@ def _block(
         split(
             loops.take_in, len(still), still, prices, lam, signed, atoms, x, min(INTAKE, sets.room), sets.work, *small
         )
-        split(loops.solve_small, len(still), still, lam, signed, *small, 1 + turn // 4, SWEEPS)
+        # the first sets are far from complete: a rough answer on them does
+        effort = (0, ROUGH) if turn < 3 else (1 + turn // 4, SWEEPS)
+        split(loops.solve_small, len(still), still, lam, signed, *small, *effort)
         split(loops.residuals, len(still), still, x, atoms, sets.size, sets.work, sets.codes, nu, l1)
     primal[:], dual[:] = values[:, 0], values[:, 1]
     used = np.arange(sets.room) < sets.size[:, None]

@@ -103,18 +103,16 @@ def take_in(
         for c in range(min(count, room - size[i])):
             j, a = found[c], size[i]
             work[i, a], codes[i, a] = j, 0.0
-            target[i, a] = _dot(atoms[j], x[i])
+            total = 0.0
+            for d in range(atoms.shape[1]):
+                total += atoms[j, d] * x[i, d]
+            target[i, a] = total
             for b in range(a + 1):
-                gram[i, a, b] = gram[i, b, a] = _dot(atoms[j], atoms[work[i, b]])
+                other, total = work[i, b], 0.0
+                for d in range(atoms.shape[1]):
+                    total += atoms[j, d] * atoms[other, d]
+                gram[i, a, b] = gram[i, b, a] = total
             size[i] += 1
-
-
-@numba.njit(nogil=True, cache=True, fastmath=SUMS)
-def _dot(a: ndarray, b: ndarray) -> float:
-    total = 0.0
-    for d in range(len(a)):
-        total += a[d] * b[d]
-    return total
 
 
 @numba.njit(nogil=True, cache=True, fastmath=SUMS)
@@ -146,9 +144,9 @@ def solve_small(
     rounds: int,
     sweeps: int,
 ) -> None:
-    """Solve each sample's problem on its working set, from the codes at hand."""
+    """Solve each problem on its working set from the codes at hand: sweeps, then up to `rounds` Cholesky solves."""
     room = codes.shape[1]
-    slope, chol, step = np.empty(room), np.empty((room, room)), np.empty(room)
+    slope, chol, row, step = np.empty(room), np.empty((room, room)), np.empty(room), np.empty(room)
     support = np.empty(room, np.int64)
     for p in range(start, stop):
         i = still[p]
@@ -160,11 +158,11 @@ def solve_small(
             if a[j] != 0:
                 for k in range(m):
                     slope[k] -= g[j, k] * a[j]
+        _sweeps(m, a, g, slope, penalty, signed, sweeps)
         for _ in range(rounds):
-            moved = _sweeps(m, a, g, slope, penalty, signed, sweeps)
-            if moved == 0:
+            if _newton(m, a, g, slope, penalty, support, chol, row, step) and _optimal(m, a, slope, penalty, signed):
                 break
-            if _newton(m, a, g, slope, penalty, support, chol, step) and _optimal(m, a, slope, penalty, signed):
+            if _sweeps(m, a, g, slope, penalty, signed, sweeps) == 0:
                 break
 
 
@@ -196,7 +194,15 @@ def _sweeps(m: int, a: ndarray, g: ndarray, slope: ndarray, penalty: float, sign
 
 @numba.njit(nogil=True, cache=True, fastmath=SUMS)
 def _newton(
-    m: int, a: ndarray, g: ndarray, slope: ndarray, penalty: float, support: ndarray, chol: ndarray, step: ndarray
+    m: int,
+    a: ndarray,
+    g: ndarray,
+    slope: ndarray,
+    penalty: float,
+    support: ndarray,
+    chol: ndarray,
+    row: ndarray,
+    step: ndarray,
 ) -> bool:
     """Move the support to its exact solution for the signs at hand, or up to the first zero; whether it got there.
 
@@ -209,26 +215,38 @@ def _newton(
             support[k] = j
             k += 1
     dependent = -1
-    for p in range(k):
+    for p in range(k):  # row p of the factor, by forward substitution along contiguous rows of its transpose
         j = support[p]
+        left, move = g[j, j], slope[j] - (penalty if a[j] > 0 else -penalty)
         for q in range(p):
-            chol[p, q] = (g[j, support[q]] - _dot(chol[p, :q], chol[q, :q])) / chol[q, q]
-        left = g[j, j] - _dot(chol[p, :p], chol[p, :p])
+            row[q] = g[j, support[q]]
+        for q in range(p):
+            entry = row[q] / chol[q, q]
+            row[q] = entry
+            for r in range(q + 1, p):
+                row[r] -= entry * chol[q, r]
+        for q in range(p):
+            left -= row[q] * row[q]
+            move -= row[q] * step[q]
         if left <= 1e-10 * g[j, j]:
             dependent = p
             break
+        for q in range(p):
+            chol[q, p] = row[q]
         chol[p, p] = left**0.5
-        step[p] = (slope[j] - (penalty if a[j] > 0 else -penalty) - _dot(chol[p, :p], step[:p])) / chol[p, p]
+        step[p] = move / chol[p, p]
     share, first = 1.0, -1
     if dependent >= 0:
         k = dependent + 1
         for p in range(dependent):
-            step[p] = -chol[dependent, p]
+            step[p] = -row[p]
         step[dependent] = 0.0
-    for p in range(k - 1 if dependent < 0 else dependent - 1, -1, -1):
-        step[p] /= chol[p, p]
-        for r in range(p):
-            step[r] -= chol[p, r] * step[p]
+    last = k if dependent < 0 else dependent
+    for p in range(last - 1, -1, -1):
+        total = step[p]
+        for r in range(p + 1, last):
+            total -= chol[p, r] * step[r]
+        step[p] = total / chol[p, p]
     if dependent >= 0:
         step[dependent] = 1.0
         rise = 0.0
