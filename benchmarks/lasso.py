@@ -144,22 +144,23 @@ def main() -> None:
     """Run all sizes and write results/lasso.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=10_000, help="samples our solver codes")
-    parser.add_argument("--peer-samples", type=int, default=100, help="how many of them the peers code")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peer-samples", type=int, default=10, help="how many of them the peers code")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, torch.get_num_threads()])
     parser.add_argument("--size", type=int, nargs="+", choices=range(len(SIZES)), default=list(range(len(SIZES))))
     parser.add_argument("--out", default=str(RESULTS))
     options = parser.parse_args()
-    runs = []
+    runs: list[dict[str, Any]] = []
     for threads in sorted(set(options.threads)):
         for size in options.size:
-            run = compare(*SIZES[size], options.samples, options.peer_samples, options.rounds, threads)
-            runs.append(run)
-    means = {
-        threads: float(np.exp(np.mean([np.log(run["ratio"]) for run in runs if run["threads"] == threads])))
-        for threads in sorted(set(options.threads))
-    }
-    save("lasso", {"goal": GOAL, "runs": runs, "geometric_mean_ratio": means}, Path(options.out))
+            runs.append(compare(*SIZES[size], options.samples, options.peer_samples, options.rounds, threads))
+            counts = sorted({run["threads"] for run in runs})
+            means = {
+                count: float(np.exp(np.mean([np.log(run["ratio"]) for run in runs if run["threads"] == count])))
+                for count in counts
+            }
+            # after every size, so that a stopped run leaves what it measured
+            save("lasso", {"goal": GOAL, "runs": runs, "geometric_mean_ratio": means}, Path(options.out))
 
 
 if __name__ == "__main__":
