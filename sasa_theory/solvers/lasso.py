@@ -4,13 +4,14 @@
 
 Working sets: every round one matrix product prices all atoms for all samples still open, <d_j, nu>. The same prices
 certify a sample (its residual nu, scaled until no price exceeds lam, is dual feasible: B1) or name the atoms its
-working set lacks; the small problem on the set is then solved by compiled loops (`lasso_loops`). A sample leaves when
-its gap is as asked. What is returned says the gap that was reached, never more.
+working set lacks; compiled loops (`lasso_loops`) then follow the path of optima on the set to the new penalties. A
+sample leaves when its gap is as asked. What is returned says the gap that was reached, never more.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy import ndarray
 
@@ -19,12 +20,14 @@ from sasa_theory.solvers import lasso_loops as loops
 from sasa_theory.threads import split
 from synthetic.errors import UsageError
 
-#: samples treated together: enough for the product to be efficient, few enough for their Gram matrices to stay in cache
-BLOCK = 256
-#: atoms a working set takes in per round
-INTAKE = 24
-#: sweeps of coordinate descent before a Cholesky solve, and in the first rounds, which have none
-SWEEPS, ROUGH = 30, 8
+#: samples treated together by one thread: enough for the product, few enough for their working sets to stay in cache
+BLOCK = 64
+#: atoms a working set takes in per round, and how many rounds' worth it holds beside the support
+INTAKE, SPARE = 12, 3
+#: the penalty aimed at is at least this share of the largest price, in the first rounds
+SHARE, APPROACH = 0.5, 20
+#: rounds between two fresh inverses
+RENEW = 10
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,13 @@ def solve(
     squares = np.square(x).sum(1) / 2
     codes = np.zeros((len(x), len(atoms)))
     primal, dual = np.empty(len(x)), np.empty(len(x))
-    for start in range(0, len(x), BLOCK):
-        part = slice(start, start + BLOCK)
-        _block(atoms, x[part], lams[part], signed, rtol, rounds, squares[part], codes[part], primal[part], dual[part])
+    stride = BLOCK * torch.get_num_threads()
+    for start in range(0, len(x), stride):
+        part = slice(start, start + stride)
+        sets = _block(atoms, x[part], lams[part], signed, rtol, rounds)
+        owner, slot = np.nonzero(sets.codes)
+        codes[start + owner, sets.work[owner, slot]] = sets.codes[owner, slot]
+        primal[part], dual[part] = sets.primal, sets.dual
     if signed and (lams == 0).any():
         least_squares(atoms, x, np.flatnonzero(lams == 0), codes, primal, dual)
     return Solution(codes, primal, dual, squares)
@@ -94,77 +101,20 @@ def checked(
     return atoms, x, np.ascontiguousarray(np.broadcast_to(lams, (len(x),)))
 
 
-def _block(
-    atoms: ndarray,
-    x: ndarray,
-    lam: ndarray,
-    signed: bool,
-    rtol: float,
-    rounds: int,
-    squares: ndarray,
-    codes: ndarray,
-    primal: ndarray,
-    dual: ndarray,
-) -> None:
-    """Solve a block of samples; writes into `codes`, `primal`, `dual`."""
-    sets = _Sets.empty(len(x), min(len(atoms), atoms.shape[1] + 4 * INTAKE))
-    nu, l1 = x.copy(), np.zeros(len(x))
-    values = np.empty((len(x), 3))
+def _block(atoms: ndarray, x: ndarray, lam: ndarray, signed: bool, rtol: float, rounds: int) -> loops.Sets:
+    """Working sets of a block of samples, solved."""
+    rank = min(atoms.shape)
+    most = min(INTAKE, max(1, rank // 2))
+    sets = loops.Sets.empty(x, min(len(atoms), rank + SPARE * most), rank)
     still = np.flatnonzero((lam > 0) | (not signed))
     for turn in range(rounds):
-        prices = nu[still] @ atoms.T
-        split(loops.certify, len(still), still, x, nu, prices, lam, l1, signed, values)
-        done = values[still, 0] - values[still, 1] <= rtol * squares[still]
-        if turn == 0:
-            done |= values[still, 2] <= lam[still]  # zero is the answer, exactly
-        still, prices = still[~done], prices[~done]
-        if len(still) == 0 or turn == rounds - 1:
+        prices, done = sets.nu[still] @ atoms.T, np.empty(len(still), bool)
+        share, renew, last = SHARE if turn < APPROACH else 0.0, turn % RENEW == RENEW - 1, turn == rounds - 1
+        split(loops.visit, len(still), still, prices, x, atoms, lam, signed, rtol, most, share, renew, last, sets, done)
+        still = still[~done]
+        if len(still) == 0:
             break
-        if sets.full(still):
-            sets = sets.grown(min(len(atoms), 2 * sets.room))
-        small = (sets.size, sets.gram, sets.target, sets.codes)
-        split(
-            loops.take_in, len(still), still, prices, lam, signed, atoms, x, min(INTAKE, sets.room), sets.work, *small
-        )
-        # the first sets are far from complete: a rough answer on them does
-        effort = (0, ROUGH) if turn < 3 else (1 + turn // 4, SWEEPS)
-        split(loops.solve_small, len(still), still, lam, signed, *small, *effort)
-        split(loops.residuals, len(still), still, x, atoms, sets.size, sets.work, sets.codes, nu, l1)
-    primal[:], dual[:] = values[:, 0], values[:, 1]
-    used = np.arange(sets.room) < sets.size[:, None]
-    owner, slot = np.nonzero(used)
-    codes[owner, sets.work[owner, slot]] = sets.codes[owner, slot]
-
-
-@dataclass(frozen=True)
-class _Sets:
-    """Working sets: how many atoms (n,), which (n, m), their Gram matrices, <d_j, x>, their codes."""
-
-    size: ndarray
-    work: ndarray
-    gram: ndarray
-    target: ndarray
-    codes: ndarray
-
-    @classmethod
-    def empty(cls, count: int, room: int) -> "_Sets":
-        wide, square = (count, room), (count, room, room)
-        return cls(np.zeros(count, int), np.zeros(wide, int), np.zeros(square), np.zeros(wide), np.zeros(wide))
-
-    @property
-    def room(self) -> int:
-        return self.work.shape[1]
-
-    def full(self, rows: ndarray) -> bool:
-        """Whether some set would have no room for new atoms even without its unused ones."""
-        return int((self.codes[rows] != 0).sum(1).max()) + INTAKE > self.room
-
-    def grown(self, room: int) -> "_Sets":
-        larger, m = _Sets.empty(len(self.size), room), self.room
-        larger.size[:] = self.size
-        larger.work[:, :m], larger.target[:, :m], larger.codes[:, :m] = self.work, self.target, self.codes
-        larger.gram[:, :m, :m] = self.gram
-        return larger
+    return sets
 
 
 def least_squares(atoms: ndarray, x: ndarray, rows: ndarray, codes: ndarray, primal: ndarray, dual: ndarray) -> None:

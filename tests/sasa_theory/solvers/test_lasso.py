@@ -147,8 +147,12 @@ def test_loops_equal_their_plain_twins(case):
     rng = np.random.default_rng(case["seed"])
     nu, l1 = rng.standard_normal(x.shape), rng.random(len(x))
     prices, lams = nu @ atoms.T, np.full(len(x), lam)
-    values = np.empty((len(x), 3))
-    lasso_loops.certify(0, len(x), np.arange(len(x)), x, nu, prices, lams, l1, case["signed"], values)
+    primal, dual = np.empty(len(x)), np.empty(len(x))
+    tops = [
+        lasso_loops.certify(x[i], nu[i], prices[i], lams[i], l1[i], case["signed"], primal[i:], dual[i:])
+        for i in range(len(x))
+    ]
+    values = np.column_stack([primal, dual, tops])
     top = np.maximum((np.abs(prices) if case["signed"] else prices).max(1), 0)
     left, cross = np.square(nu).sum(1), (nu * x).sum(1)
     t = np.minimum(cross / left, lam / np.where(top > 0, top, 1e-300)).clip(0)
