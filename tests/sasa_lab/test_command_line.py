@@ -118,7 +118,7 @@ def test_the_readme_installs_as_promised_and_ci_does_what_it_says():
     install = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e "
     main, tests = re.findall(rf"^    ({re.escape(install)}.+)$", _readme(), re.MULTILINE)
     assert main.removeprefix(install) == ". && .venv/bin/sasa-lab reproduce --profile quick"
-    assert tests.removeprefix(install) == '".[test]" && .venv/bin/python -m pytest'
+    assert tests.removeprefix(install) == '".[test]" && .venv/bin/python -m pytest -n auto'
     ci = (ROOT / ".ci/run").read_text()
     assert re.search(r'^\.venv/bin/pip install .*-c constraints\.txt -e "\.\[test,', ci, re.MULTILINE)
     assert ci.rstrip().splitlines()[-1].startswith("exec .venv/bin/python -m pytest")

@@ -68,8 +68,11 @@ def test_codes_loss_and_every_gradient_equal_the_plain_path(case, dtype):
         torch.set_num_threads(before)
     plain = run(case, dtype, n_best, plain_gate, plain_combine)
     assert torch.equal(fast[0].sort(dim=1).values, plain[0].sort(dim=1).values)
+    # where terms cancel to nothing, only rounding is left: 1e-6 of the largest number in the step
+    rounding = 1e-6 * max(float(v.detach().abs().max()) for v in plain[1])
     for name, ours, theirs in zip(("loss", "x", "W_enc", "b_enc", "b_dec", "W_dec"), fast[1], plain[1], strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.detach().abs().max())), name
+        allowed = 1e-5 * float(theirs.detach().abs().max()) + rounding
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=allowed), name
 
 
 def run(case, dtype, n_best, encode, add_up):
