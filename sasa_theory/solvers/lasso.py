@@ -24,8 +24,8 @@ from synthetic.errors import UsageError
 BLOCK = 64
 #: atoms a working set takes in per round, and how many rounds' worth it holds beside the support
 INTAKE, SPARE = 12, 3
-#: the penalty aimed at is at least this share of the largest price, in the first rounds
-SHARE, APPROACH = 0.5, 20
+#: the penalty aimed at is at least this share of the largest price
+SHARE = 0.5
 #: rounds between two fresh inverses
 RENEW = 10
 
@@ -109,8 +109,8 @@ def _block(atoms: ndarray, x: ndarray, lam: ndarray, signed: bool, rtol: float, 
     still = np.flatnonzero((lam > 0) | (not signed))
     for turn in range(rounds):
         prices, done = sets.nu[still] @ atoms.T, np.empty(len(still), bool)
-        share, renew, last = SHARE if turn < APPROACH else 0.0, turn % RENEW == RENEW - 1, turn == rounds - 1
-        split(loops.visit, len(still), still, prices, x, atoms, lam, signed, rtol, most, share, renew, last, sets, done)
+        renew, last = turn % RENEW == RENEW - 1, turn == rounds - 1
+        split(loops.visit, len(still), still, prices, x, atoms, lam, signed, rtol, most, SHARE, renew, last, sets, done)
         still = still[~done]
         if len(still) == 0:
             break

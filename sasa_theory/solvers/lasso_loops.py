@@ -82,8 +82,9 @@ def visit(
 ) -> None:
     """Certify the samples still[start:stop] from their prices <d_j, nu>; those not done take in atoms and move on.
 
-    The penalty aimed at is lam, or `share` of the largest price where that is more: while many atoms are missing, the
-    way to lam would be lost labour. `renew` computes the inverse afresh; `last` only certifies. Writes done[p].
+    The penalty aimed at is lam, or `share` of the largest price where that is more, but never above the one at hand:
+    while many atoms are missing, the way to lam would be lost labour. `renew` computes the inverse afresh; `last` only
+    certifies. Writes done[p].
     """
     room = sets.work.shape[1]
     scratch = (np.empty(room), np.empty(room), np.empty(room), np.empty(room), np.empty(room), np.empty(room, np.bool_))
@@ -113,11 +114,11 @@ def visit(
         m = take_in(m, prices[p], lam[i], signed, atoms, most, sets.work[i], g, a)
         for j in range(m):
             c[j] = prices[p, sets.work[i, j]]
-        low, high = np.inf, 0.0
+        low, high = np.inf, 0.0 if k > 0 else top
         for q in range(k):
             price = abs(c[support[q]])
             low, high = min(low, price), max(high, price)
-        k = follow(m, k, g, c, a, support, inverse, max(lam[i], share * top), signed, scratch)
+        k = follow(m, k, g, c, a, support, inverse, max(lam[i], min(share * top, high)), signed, scratch)
         if renew or high > low + DRIFT * top:
             k = invert(k, g, a, support, inverse, scratch[0])
         sets.size[i], sets.count[i] = m, k
@@ -309,8 +310,10 @@ def follow(
             share = np.inf
             for p in range(k):
                 j = support[p]
-                if sign[come] * mix[p] * sign[j] > 0 and a[j] / mix[p] * sign[come] < share:
-                    share, gone = a[j] / mix[p] * sign[come], p
+                towards = sign[come] * mix[p]
+                # prices are equal, so the largest of these is at least 1/k; a smaller one may be rounding
+                if towards * sign[j] > 1e-6 and a[j] / towards < share:
+                    share, gone = a[j] / towards, p
             if gone < 0:
                 break
             for p in range(k):
