@@ -22,7 +22,8 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a nested dict of tensors and JSON values to `path`, whole or not at all."""
     tensors: dict[str, Tensor] = {}
     plain = _split(state, "", tensors)
-    header = {"format": str(FORMAT), "state": json.dumps(plain)}
+    # one entry: safetensors writes several in an order of its own, and equal states should be equal files
+    header = {"state": json.dumps({"format": FORMAT, **plain})}
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_with(path, lambda file: safetensors.torch.save_file(owned, str(file), metadata=header))
 
@@ -35,9 +36,11 @@ def load_state(path: Path) -> dict[str, Any]:
         with safetensors.safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if header.get("format") != str(FORMAT):
-            raise DataError(f"{path} has format {header.get('format')!r}; this version reads {FORMAT}")
-        return _join(json.loads(header["state"]), tensors)
+        values = json.loads(header["state"])
+        found = values.pop("format", header.get("format"))  # earlier files had it beside the state
+        if str(found) != str(FORMAT):
+            raise DataError(f"{path} has format {found!r}; this version reads {FORMAT}")
+        return _join(values, tensors)
     except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise DataError(f"{path} is not a whole training state ({error}); delete it to start again") from error
 
