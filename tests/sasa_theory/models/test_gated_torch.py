@@ -1,0 +1,134 @@
+"""The path in torch alone against a plain restatement: same codes, loss and gradients, ties in the gate included."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sasa_theory.models import gated_torch
+
+cases = st.fixed_dictionaries(
+    {
+        "batch": st.integers(1, 12),
+        "width": st.integers(1, 9),
+        "units": st.integers(1, 100),
+        "rank": st.integers(1, 5),
+        "share": st.floats(0, 1),
+        "rectify": st.booleans(),
+        "whole": st.booleans(),
+        "empty_slot": st.booleans(),
+        "rows_per_chunk": st.integers(1, 5),
+        "seed": st.integers(0, 2**31),
+    }
+)
+
+
+def tensors(case, dtype):
+    """Inputs of a step; whole numbers make equal norms common, real ones make them all but impossible."""
+    g = torch.Generator().manual_seed(case["seed"])
+    columns = case["units"] * case["rank"]
+
+    def draw(*shape):
+        if case["whole"]:
+            return torch.randint(-2, 3, shape, generator=g).to(dtype)
+        return torch.randn(*shape, generator=g, dtype=dtype)
+
+    made = [draw(case["batch"], case["width"]), draw(columns, case["width"]).T, draw(columns), draw(case["width"])]
+    return [tensor.requires_grad_() for tensor in [*made, draw(columns, case["width"])]]
+
+
+def plain_values(x, w_enc, b_enc, b_dec, rank, rectify):
+    pre = (x - b_dec) @ w_enc + b_enc
+    return (pre.relu() if rectify else pre).unflatten(1, (-1, rank))
+
+
+def plain_combine(index, values, rows):
+    """A dense weight for every row, then one product."""
+    batch, _, rank = values.shape
+    dense = values.new_zeros(batch, len(rows) // rank + 1, rank)  # slot -1 of an empty pair falls into the last, unused
+    dense = dense.index_put((torch.arange(batch)[:, None].expand_as(index), index), values, accumulate=True)
+    return dense[:, :-1].flatten(1) @ rows
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases, st.sampled_from([torch.float64, torch.float32]))
+def test_codes_loss_and_every_gradient_equal_the_plain_path(case, dtype):
+    n_best = max(1, round(case["share"] * case["units"]))
+    ours, theirs = tensors(case, dtype), tensors(case, dtype)
+    before = gated_torch.CHUNK
+    gated_torch.CHUNK = case["rows_per_chunk"] * ours[1].shape[1] * ours[1].element_size()
+    try:
+        index, values = gated_torch.encode(*ours[:4], case["rank"], n_best, case["rectify"])
+    finally:
+        gated_torch.CHUNK = before
+    dense = plain_values(*theirs[:4], case["rank"], case["rectify"])
+
+    # a valid choice: different units, none left out that is larger; which of equal ones is free
+    assert all(len(set(row)) == n_best for row in index.tolist())
+    norms = dense.detach().square().sum(-1)
+    largest = norms.topk(n_best, dim=1).values
+    torch.testing.assert_close(norms.gather(1, index).sort(dim=1, descending=True).values, largest)
+
+    # the rest of the step, with that choice
+    picked = dense.gather(1, index[..., None].expand(-1, -1, case["rank"]))
+    used = index.clone()
+    if case["empty_slot"]:
+        used[0, 0] = -1
+    losses = []
+    for (x, _, _, b_dec, w_dec), codes, add_up in (
+        (ours, values, gated_torch.combine),
+        (theirs, picked, plain_combine),
+    ):
+        loss = (add_up(used, codes, w_dec) + b_dec - x.detach()).square().sum(-1).mean()
+        loss.backward()
+        losses.append(loss.detach())
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-12)
+    # where terms cancel to nothing, only rounding is left: 1e-6 of the largest number in the step
+    rounding = 1e-6 * max(float(t.grad.abs().max()) for t in theirs)
+    for name, a, b in zip(("x", "W_enc", "b_enc", "b_dec", "W_dec"), ours, theirs, strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-5, atol=1e-5 * float(b.grad.abs().max()) + rounding), name
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 200), st.floats(0, 1), st.booleans(), st.integers(0, 2**31))
+def test_two_rounds_choose_as_one(batch, units, share, whole, seed):
+    g = torch.Generator().manual_seed(seed)
+    norms = torch.rand(batch, units, generator=g)
+    norms = (4 * norms).floor() if whole else norms
+    n_best = max(1, round(share * units))
+    index = gated_torch.best(norms, n_best)
+    assert all(len(set(row)) == n_best for row in index.tolist())
+    chosen = norms.gather(1, index).sort(dim=1, descending=True).values
+    assert torch.equal(chosen, norms.topk(n_best, dim=1).values)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_gradients_by_finite_differences(rank):
+    g = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).requires_grad_()  # noqa: E731
+    x, w, b, shift, rows = draw(5, 4), draw(4, 6 * rank), draw(6 * rank), draw(4), draw(6 * rank, 4)
+
+    def step(x, w, b, shift, rows):
+        index, values = gated_torch.encode(x, w, b, shift, rank, 2, False)
+        return gated_torch.combine(index, values, rows)
+
+    assert torch.autograd.gradcheck(step, (x, w, b, shift, rows))
+
+
+def test_no_rows_and_no_pairs():
+    rows = torch.randn(6, 4, requires_grad=True)
+    index = torch.full((3, 2), -1)
+    out = gated_torch.combine(index, torch.randn(3, 2, 2), rows)
+    out.sum().backward()
+    assert torch.equal(out, torch.zeros(3, 4))
+    assert torch.equal(rows.grad, torch.zeros(6, 4))
+    nothing = gated_torch.encode(torch.randn(0, 4), rows.detach().T, torch.zeros(6), torch.zeros(4), 2, 1, False)
+    assert [t.shape for t in nothing] == [(0, 1), (0, 1, 2)]
+    assert gated_torch.combine(*nothing, rows).shape == (0, 4)
+
+
+def test_gradients_have_the_layout_of_the_weights():
+    x, w, rows = torch.randn(7, 4), torch.randn(6, 4).T.requires_grad_(), torch.randn(6, 4, requires_grad=True)
+    gated_torch.combine(*gated_torch.encode(x, w, torch.zeros(6), torch.zeros(4), 2, 1, False), rows).sum().backward()
+    assert w.grad.stride() == w.stride()
+    assert rows.grad.stride() == rows.stride()
