@@ -4,9 +4,12 @@
     sae_weights.safetensors   W_enc (D, K r), b_enc (K r), W_dec (K r, D), b_dec (D), and what the architecture adds
 
 Everything is in raw units. What is affine in an input normalisation is folded into the weights, a layer norm is named
-in cfg.json. Written: standard, topk, abstopk, jumprelu (also for BatchTopK), gated and `topk_sasa`, which is
+in cfg.json. Written: standard, topk, abstopk, jumprelu (also for BatchTopK and Matryoshka), gated, `topk_sasa` (also
+for the vanilla and the Grassmannian featurizer), which is
 
-    pre = x W_enc + b_enc;  keep the k_groups groups of largest norm;  xhat = codes W_dec + b_dec.
+    pre = x W_enc + b_enc;  keep the k_groups groups of largest norm;  xhat = codes W_dec + b_dec,
+
+and `grouplasso`, the same with every group's code shrunk by max(1 - threshold / norm, 0), which SAELens does not read.
 
 A further architecture is one `@formats.register` here or in a plugin, and an `export` in its class.
 """
@@ -183,10 +186,16 @@ def _sasa(config: Config, sizes: dict[str, int]) -> SparseModel:
     )
 
 
+def _group_lasso(config: Config, sizes: dict[str, int]) -> SparseModel:
+    groups, rank = config.positive("n_groups"), config.positive("group_rank")
+    return build("grouplasso", width_in=sizes["d_in"], n_groups=groups, group_rank=rank)
+
+
 formats.register("standard")(Format(lambda config, sizes: build("relu", **_sizes(sizes))))
 formats.register("topk")(Format(_topk))
 formats.register("abstopk")(Format(_topk))
 formats.register("topk_sasa")(Format(_sasa))
+formats.register("grouplasso")(Format(_group_lasso, {**_LINEAR, "threshold": ()}))
 formats.register("jumprelu")(
     Format(lambda config, sizes: build("jumprelu", **_sizes(sizes)), {**_LINEAR, "threshold": ("d_sae",)})
 )

@@ -50,7 +50,11 @@ def test_training_twice_finds_the_run_and_a_stopped_one_goes_on(lab, here):
     assert lab(*words).status == 0 and (paths[0] / "sae_weights.safetensors").stat().st_mtime_ns == began
 
 
-@pytest.mark.parametrize("architecture", ["sasa", "topk", "batchtopk", "relu", "jumprelu", "gated"])
+BLOCKS = ["sasa", "bsf", "grassmannian", "grouplasso"]
+VECTORS = ["topk", "abstopk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated"]
+
+
+@pytest.mark.parametrize("architecture", BLOCKS + VECTORS)
 def test_every_architecture_trains_and_evaluates_without_sizes(lab, here, architecture):
     words = ["--world", "three-manifolds"]
     trained = lab("train", "--arch", architecture, *words, "--steps", 3, "--batch-size", 64)
@@ -58,7 +62,7 @@ def test_every_architecture_trains_and_evaluates_without_sizes(lab, here, archit
     done = lab("evaluate", trained.out.split()[-1], *words, "--rows", 300)
     assert done.status == 0, done.err
     shown = trained.out.splitlines()[0]
-    assert "n_groups=64, group_rank=4" in shown if architecture == "sasa" else "n_latents=256" in shown
+    assert "n_groups=64, group_rank=4" in shown if architecture in BLOCKS else "n_latents=256" in shown
 
 
 def test_plugins_bring_a_manifold_and_an_architecture(lab, here):

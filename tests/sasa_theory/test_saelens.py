@@ -11,30 +11,34 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from sasa_theory import saelens
-from sasa_theory.models import NormalisedModel, Normaliser, SparseModel, TopK, build
+from sasa_theory.models import Grassmannian, NormalisedModel, Normaliser, SparseModel, TopK, build
 from synthetic.errors import DataError, LabError, UsageError
 
-ARCHITECTURES = ["relu", "topk", "abstopk", "batchtopk", "jumprelu", "gated", "sasa"]
+VECTORS = ["relu", "topk", "abstopk", "batchtopk", "matryoshka", "jumprelu", "gated"]
+BLOCKS = ["sasa", "bsf", "grassmannian", "grouplasso"]
+ARCHITECTURES = VECTORS + BLOCKS
 KINDS = ["none", "layer_norm", "mean_scalar"]
 
 
 def random_model(name: str, width: int, units: int, active: int, rank: int, seed: int) -> SparseModel:
     """A model whose every parameter is random, biases and magnitudes included."""
     extra = {"active_latents": active}
-    if name == "sasa":
+    if name == "grouplasso":
+        extra = {"group_rank": rank}
+    elif name in BLOCKS:
         extra = {"group_rank": rank, "active_groups": active}
-    elif name == "abstopk":
-        name, extra = "topk", {**extra, "signed": True}
-    elif name not in ("topk", "batchtopk"):
+    elif name not in ("topk", "abstopk", "batchtopk", "matryoshka"):
         extra = {}
-    units_name = "n_groups" if name == "sasa" else "n_latents"
+    units_name = "n_groups" if name in BLOCKS else "n_latents"
     model = build(name, width_in=width, **{units_name: units}, **extra)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-        if name == "batchtopk":
+        if name in ("batchtopk", "matryoshka"):
             model.threshold.fill_(0.2)
+    if isinstance(model, Grassmannian):
+        model.post_step()  # its encoder follows the decoder
     return model
 
 

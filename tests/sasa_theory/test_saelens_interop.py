@@ -7,18 +7,21 @@ import pytest
 import torch
 
 from sasa_theory import saelens
-from sasa_theory.models import NormalisedModel, Normaliser, build
+from sasa_theory.models import Grassmannian, NormalisedModel, Normaliser, build
 
 pytestmark = pytest.mark.saelens
 
 ARCHITECTURES = {
     "relu": {},
     "topk": {"active_latents": 3},
-    "abstopk": {"active_latents": 3, "signed": True},
+    "abstopk": {"active_latents": 3},
     "batchtopk": {"active_latents": 3},
+    "matryoshka": {"active_latents": 3},
     "jumprelu": {},
     "gated": {},
     "sasa": {"group_rank": 3, "active_groups": 2},
+    "bsf": {"group_rank": 3, "active_groups": 2},
+    "grassmannian": {"group_rank": 3, "active_groups": 2},
 }
 
 
@@ -28,14 +31,16 @@ def data(seed: int = 0) -> torch.Tensor:
 
 
 def random_model(name: str):
-    units = {"n_groups" if name == "sasa" else "n_latents": 12}
-    model = build("topk" if name == "abstopk" else name, width_in=8, **units, **ARCHITECTURES[name])
+    units = {"n_groups" if "group_rank" in ARCHITECTURES[name] else "n_latents": 12}
+    model = build(name, width_in=8, **units, **ARCHITECTURES[name])
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-        if name == "batchtopk":
+        if name in ("batchtopk", "matryoshka"):
             model.threshold.fill_(0.2)
+        if isinstance(model, Grassmannian):
+            model.post_step()  # its encoder follows the decoder
     return model
 
 

@@ -8,30 +8,38 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sasa_theory.models import Gated, JumpReLU, ReLU, SparseModel, build
+from sasa_theory.models import Gated, Grassmannian, JumpReLU, ReLU, SparseModel, build
 from sasa_theory.models.base import reconstruction_error
 from synthetic.errors import UsageError
 
-ARCHITECTURES = ["relu", "topk", "abstopk", "batchtopk", "jumprelu", "gated", "sasa"]
+VECTORS = ["relu", "topk", "abstopk", "batchtopk", "matryoshka", "jumprelu", "gated"]
+BLOCKS = ["sasa", "bsf", "grassmannian", "grouplasso"]
+ARCHITECTURES = VECTORS + BLOCKS
+SIGNED = ["abstopk", *BLOCKS]
 
 
 def random_model(name: str, width: int, units: int, active: int, seed: int) -> SparseModel:
     """Random parameters in float64; thresholds around the typical pre-activation."""
     extra = {
         "topk": {"active_latents": active},
-        "abstopk": {"active_latents": active, "signed": True},
+        "abstopk": {"active_latents": active},
         "batchtopk": {"active_latents": active},
+        "matryoshka": {"active_latents": active},
         "sasa": {"group_rank": 2, "active_groups": active, "nuclear": 0.1},
+        "bsf": {"group_rank": 2, "active_groups": active},
+        "grassmannian": {"group_rank": 2, "active_groups": active},
+        "grouplasso": {"group_rank": 2, "initial_threshold": 0.5},
         "jumprelu": {"initial_threshold": 0.5, "bandwidth": 0.5},
     }.get(name, {})
-    units_name = "n_groups" if name == "sasa" else "n_latents"
-    registered = "topk" if name == "abstopk" else name
-    model = build(registered, width_in=width, **{units_name: units}, **extra).double()
+    units_name = "n_groups" if name in BLOCKS else "n_latents"
+    model = build(name, width_in=width, **{units_name: units}, **extra).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    if isinstance(model, Grassmannian):
+        model.post_step()  # its encoder follows the decoder
     return model
 
 
@@ -82,7 +90,7 @@ def test_training_and_inference_are_one_function(name, size):
     width, units, active, n, seed = size
     model, x = random_model(name, width, units, active, seed), rows(n, width, seed)
     loss = model.loss(x)
-    if name == "batchtopk":
+    if name in ("batchtopk", "matryoshka"):
         model.threshold.copy_(loss.state["smallest"] * (1 - 1e-9))
     torch.testing.assert_close(model(x), loss.xhat)
     torch.testing.assert_close(model.encode(x).dense(), loss.codes.dense())
@@ -111,7 +119,7 @@ def test_the_auxiliary_loss_reaches_only_dead_units(name, size, data):
         else:
             assert not parameter.grad.any(), f"{key} belongs to no dead unit"
     # a unit whose decoder row sees the residual does get a gradient, unless nothing of it is rectified through
-    if name in ("abstopk", "sasa"):
+    if name in SIGNED:
         assert model.W_dec.grad[~live].any()
 
 
@@ -122,7 +130,7 @@ def test_the_auxiliary_loss_is_its_formula(name):
     loss = model.loss(x, torch.ones(6, dtype=torch.bool))
     residual = x - loss.xhat
     pre = residual @ model.W_enc + model.b_enc
-    codes = pre if name in ("abstopk", "sasa") else pre.relu()
+    codes = pre if name in SIGNED else pre.relu()
     torch.testing.assert_close(loss.parts["auxiliary"], reconstruction_error(residual, codes @ model.W_dec))
     assert float(model.loss(x, torch.zeros(6, dtype=torch.bool)).parts["auxiliary"]) == 0
 
@@ -262,6 +270,16 @@ def test_batchtopk_threshold_is_a_running_mean_of_the_smallest_selected():
         ("relu", {"n_latents": 4, "coefficient": -1.0}, "coefficient is -1.0"),
         ("jumprelu", {"n_latents": 4, "bandwidth": 0.0}, "bandwidth is 0.0"),
         ("gated", {"n_latents": 4, "target_l0": float("nan")}, "target_l0 is nan"),
+        ("matryoshka", {"n_latents": 4, "active_latents": 2, "prefixes": [3, 2]}, r"prefixes are \[3, 2\]; expected"),
+        ("matryoshka", {"n_latents": 4, "active_latents": 2, "prefixes": [0, 2]}, r"prefixes are \[0, 2\]; expected"),
+        ("matryoshka", {"n_latents": 4, "active_latents": 2, "prefixes": [5]}, "n_latents = 4"),
+        ("bsf", {"n_groups": 3, "group_rank": 2, "active_groups": 4}, "only 3 groups"),
+        (
+            "grassmannian",
+            {"n_groups": 3, "group_rank": 6, "active_groups": 1},
+            "no orthonormal frame of it fits width 5",
+        ),
+        ("grouplasso", {"n_groups": 3, "group_rank": 2, "initial_threshold": 0.0}, "initial_threshold is 0.0"),
     ],
 )
 def test_bad_settings_are_one_sentence(name, fields, message):

@@ -30,6 +30,10 @@ ARCHITECTURES = {
     "relu": {"n_latents": 30, "target_l0": 3.0},
     "jumprelu": {"n_latents": 30, "target_l0": 3.0},
     "gated": {"n_latents": 30, "target_l0": 3.0},
+    "matryoshka": {"n_latents": 30, "active_latents": 3},
+    "bsf": {"n_groups": 10, "group_rank": 3, "active_groups": 2},
+    "grassmannian": {"n_groups": 10, "group_rank": 3, "active_groups": 2},
+    "grouplasso": {"n_groups": 10, "group_rank": 3, "target_l0": 3.0},
 }
 SHORT = {"batch_size": 64, "dead_window": 300, "log_every": 3, "checkpoint_every": 7}
 

@@ -1,0 +1,67 @@
+"""Matryoshka BatchTopK (Bussmann et al. 2025): every prefix of the dictionary must reconstruct by itself.
+
+    c as in BatchTopK, chosen once among all latents;   hhat_m = c_{1..m} W_dec_{1..m} + b
+    loss = sum over the prefixes m of mean ||h - hhat_m||^2  +  auxiliary loss
+
+The largest prefix is the whole dictionary and gives the reconstruction; with that one alone this is BatchTopK. The
+first latents are charged in every term, so they learn what is frequent and broad, and children cannot take over their
+parents' rows for free.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sasa_theory.models.auxiliary import auxiliary_loss
+from sasa_theory.models.base import Loss, reconstruction_error
+from sasa_theory.models.batchtopk import BatchTopK
+from sasa_theory.models.registry import architectures
+from synthetic.errors import UsageError
+
+
+@architectures.register("matryoshka")
+class Matryoshka(BatchTopK):
+    """Matryoshka autoencoder; raises UsageError for prefixes that are not increasing sizes up to n_latents.
+
+    `prefixes` are the widths of the nested dictionaries, n_latents added where it is missing; None takes a sixteenth,
+    an eighth, a quarter, a half and all of them.
+    """
+
+    architecture = "matryoshka"
+
+    def __init__(
+        self,
+        width_in: int,
+        n_latents: int,
+        active_latents: int,
+        prefixes: Sequence[int] | None = None,
+        aux_latents: int = 32,
+        threshold_decay: float = 0.99,
+    ) -> None:
+        super().__init__(width_in, n_latents, active_latents, aux_latents, threshold_decay)
+        nested = {max(1, n_latents // part) for part in (16, 8, 4, 2, 1)}
+        sizes = sorted(nested) if prefixes is None else list(prefixes)
+        if sizes[-1:] != [n_latents]:
+            sizes.append(n_latents)
+        if not all(isinstance(m, int) for m in sizes) or any(a >= b for a, b in itertools.pairwise([0, *sizes])):
+            raise UsageError(f"prefixes are {prefixes!r}; expected increasing sizes from 1 to n_latents = {n_latents}")
+        self.prefixes = sizes
+
+    def loss(
+        self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0
+    ) -> Loss:
+        codes, smallest = self.select(self.pre_activations(x).relu())
+        errors, xhat, start = [], self.b_dec.expand_as(x), 0
+        for stop in self.prefixes:
+            xhat = xhat + codes.values[:, start:stop, 0] @ self.W_dec[start:stop]
+            errors.append(reconstruction_error(x, xhat))
+            start = stop
+        parts = {
+            "reconstruction": errors[-1],
+            "nested": torch.stack([*errors[:-1], x.new_zeros(())]).sum(),
+            "auxiliary": auxiliary_loss(self, x, xhat, dead, self.aux_latents, signed=False),
+        }
+        return Loss(torch.stack(list(parts.values())).sum(), parts, codes, xhat, {"smallest": smallest})
