@@ -1,14 +1,16 @@
 """Timing two sides fairly: in one process, in turn, several rounds; what is reported is a ratio.
 
 Machines are noisy and neighbours come and go, so contenders alternate within a round and each round is kept. The
-result names the machine, the thread counts and the load.
+result names the machine, the thread counts and the load. Work on a GPU is waited for before a clock is read.
 """
 
+import contextlib
+import hashlib
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,19 +45,82 @@ class Timing:
         return {"median": self.median, "low": self.low, "high": self.high, "rounds": list(self.rounds)}
 
 
-def race(contenders: Iterable[Contender], rounds: int = 5, what: str = "race") -> dict[str, Timing]:
-    """Time every contender once per round, after one untimed call each; the order turns from round to round."""
-    sides = list(contenders)
+def race(
+    contenders: Iterable[Contender], rounds: int = 5, what: str = "race", device: str = "cpu", least: float = 0.0
+) -> dict[str, Timing]:
+    """Time every contender once per round, after untimed calls; the order turns from round to round.
+
+    A contender faster than `least` seconds is called as often within a round as fills them.
+    """
+    sides, wait = list(contenders), waiter(device)
     for side in sides:
         side.run()
+    calls = {side.name: max(1, round(least / _seconds(side, 1, wait))) if least else 1 for side in sides}
     seconds: dict[str, list[float]] = {side.name: [] for side in sides}
     for number in tqdm(range(rounds), desc=what, disable=None, leave=False):
         turn = number % len(sides)
         for side in sides[turn:] + sides[:turn]:
-            began = time.perf_counter()
-            side.run()
-            seconds[side.name].append((time.perf_counter() - began) / side.units)
+            often = calls[side.name]
+            seconds[side.name].append(_seconds(side, often, wait) / (often * side.units))
     return {name: Timing(statistics.median(t), min(t), max(t), tuple(t)) for name, t in seconds.items()}
+
+
+def _seconds(side: Contender, calls: int, wait: Callable[[], None]) -> float:
+    wait()
+    began = time.perf_counter()
+    for _ in range(calls):
+        side.run()
+    wait()
+    return time.perf_counter() - began
+
+
+def waiter(device: str) -> Callable[[], None]:
+    """What to call before reading a clock: waits for a CUDA device, does nothing elsewhere."""
+    import torch
+
+    return (lambda: torch.cuda.synchronize(device)) if device.startswith("cuda") else (lambda: None)
+
+
+@dataclass
+class Memory:
+    """Most bytes held above what was held at the beginning; None where the system does not say."""
+
+    peak: int | None = None
+
+
+@contextlib.contextmanager
+def memory(device: str = "cpu") -> Iterator[Memory]:
+    """Peak memory of what runs inside: torch's allocations on a CUDA device, resident pages of the process elsewhere.
+
+    Resident pages count what libraries map on first use, so run once before.
+    """
+    import torch
+
+    found = Memory()
+    if device.startswith("cuda"):
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        yield found
+        found.peak = torch.cuda.max_memory_allocated(device) - before
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the peak begins again from here
+    except OSError:
+        yield found
+        return
+    resident = _status("VmRSS")
+    yield found
+    peak = _status("VmHWM")
+    found.peak = max(0, peak - resident) if peak is not None and resident is not None else None
+
+
+def sources(packages: tuple[str, ...] = ("synthetic", "sasa_theory", "benchmarks")) -> str:
+    """A hash of the Python sources that decide what is measured: other code, other results."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for file in sorted(file for package in packages for file in (root / package).rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def machine() -> dict[str, Any]:
@@ -64,7 +129,8 @@ def machine() -> dict[str, Any]:
 
     import torch
 
-    names = ("numpy", "scipy", "torch", "numba", "scikit-learn", "celer", "skglm", "sae-lens")
+    names = ["numpy", "scipy", "torch", "numba", "triton", "scikit-learn", "celer", "skglm"]
+    names += ["sasa-lab", "sae-lens", "dictionary-learning", "eai-sparsify"]
     versions = {}
     for name in names:
         try:
@@ -85,6 +151,13 @@ def machine() -> dict[str, Any]:
 def save(name: str, result: Mapping[str, Any], out: Path = RESULTS) -> Path:
     """Write OUT/NAME.json with the machine; returns the path."""
     return write_json(out / f"{name}.json", {"benchmark": name, "machine": machine(), **result})
+
+
+def _status(field: str) -> int | None:
+    """Bytes of one field of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    value = next((line.split() for line in lines if line.startswith(f"{field}:")), None)
+    return 1024 * int(value[1]) if value else None
 
 
 def _cpu() -> str:

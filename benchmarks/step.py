@@ -1,0 +1,276 @@
+"""The training step: ours against the published one and the peers', at equal width, columns, L0, batch and dead share.
+
+    python -m benchmarks.step --sweep main small        # sasa-lab bench step does the same, then draws the figure
+
+Each comparison builds every contender, measures its memory alone, then times all in turn beside the floor: the
+encoder's product (B, D) x (D, K r) by torch.mm in fp32 (TF32 on a GPU). Comparisons are saved one by one, and a run
+that was stopped goes on with the ones that are missing. On a GPU: `--device cuda --precision tf32 bf16 --sweep gpu`.
+"""
+
+import argparse
+import gc
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.contenders import CONTENDERS, DENSE, OURS, Bench, Setting, Step, rows
+from benchmarks.harness import RESULTS, Contender, machine, memory, race, save, sources
+from sasa_theory.files import read_json
+from synthetic.errors import LabError, UsageError, unknown
+
+NAME, FLOOR = "step", "encoder product"
+MAIN = Setting(768, 2048, 6, 10, 4096)
+SMALL = Setting(64, 64, 4, 2, 1024)
+DEAD = 0.2
+#: more than this share of the memory that is free is not asked for
+MEMORY_SHARE = 0.7
+#: seconds that steps shorter than this are repeated for within a round
+LEAST = 0.2
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+def _sweeps() -> dict[str, list[Setting]]:
+    large = Setting(4096, 8192, 4, 15, 4096)
+    return {
+        "main": [MAIN, replace(MAIN, dead=DEAD)],
+        "small": [SMALL, replace(SMALL, dead=DEAD)],
+        "K": [replace(MAIN, n_groups=2**n) for n in range(9, 16)],
+        "r": [
+            replace(MAIN, n_groups=MAIN.columns // r, rank=r, active=max(1, 60 // r)) for r in (1, 2, 4, 6, 8, 16, 32)
+        ],
+        "L0": [replace(MAIN, n_groups=3072, rank=4, active=l0 // 4) for l0 in (32, 60, 120, 240)],
+        "batch": [replace(MAIN, batch=b) for b in (256, 1024, 4096, 16384)],
+        "gpu": [replace(size, batch=b) for size in (MAIN, large) for b in (4096, 16384)],
+    }
+
+
+#: name -> settings; K, r, L0 and batch are what the figure shows
+SWEEPS = _sweeps()
+#: contenders of a sweep where not all of them run
+ONLY = {"K": ("sasa", "published", "restated")}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run: sweeps, contenders (none: all), rounds, device, precisions, threads and the published checkout."""
+
+    sweeps: tuple[str, ...] = ("main", "small")
+    contenders: tuple[str, ...] = ()
+    rounds: int = 5
+    device: str = "cpu"
+    precisions: tuple[str, ...] = ()
+    threads: int | None = None
+    sasa_path: Path | None = None
+
+    def __post_init__(self) -> None:
+        for kind, names, known in (
+            ("sweep", self.sweeps, SWEEPS),
+            ("contender", self.contenders, CONTENDERS),
+            ("precision", self.precisions, PRECISIONS),
+        ):
+            for name in names:
+                if name not in known:
+                    raise unknown(kind, name, known)
+        if self.rounds < 1 or (self.threads is not None and self.threads < 1):
+            raise UsageError(f"rounds is {self.rounds}, threads {self.threads}; expected positive integers")
+        if self.device == "cpu" and set(self.precisions) - {"fp32"}:
+            raise UsageError(f"precision is {self.precisions}; on the CPU all contenders compute in fp32")
+
+    def comparisons(self) -> list[tuple[Setting, str, tuple[str, ...]]]:
+        """Settings with precision and contenders, each once whatever number of sweeps it is in."""
+        wanted: dict[Setting, set[str]] = {}
+        for sweep in self.sweeps:
+            for setting in SWEEPS[sweep]:
+                wanted.setdefault(setting, set()).update(ONLY.get(sweep, CONTENDERS))
+        asked = set(self.contenders or CONTENDERS) - (set() if self.sasa_path else {"published"})
+        precisions = self.precisions or (("tf32",) if self.device.startswith("cuda") else ("fp32",))
+        return [
+            (setting, precision, tuple(name for name in CONTENDERS if name in names & asked))
+            for setting, names in wanted.items()
+            for precision in precisions
+        ]
+
+
+def run(
+    plan: Plan, out: Path = RESULTS, force: bool = False, tell: Callable[[str], object] = lambda line: None
+) -> Path:
+    """Measure what is missing of a plan and save OUT/step.json after every comparison; returns its path.
+
+    Results of the same code, machine, device and threads are kept unless `force`. Raises UsageError for a --sasa-path
+    that is no checkout.
+    """
+    if plan.threads is not None:
+        torch.set_num_threads(plan.threads)
+    if plan.sasa_path is not None and not (plan.sasa_path / "sasa" / "model.py").is_file():
+        raise UsageError(f"--sasa-path is {plan.sasa_path}; expected a checkout that has sasa/model.py")
+    file = out / f"{NAME}.json"
+    done: list[dict[str, Any]] = read_json(file)["runs"] if file.is_file() else []
+    now = sources()
+    for setting, precision, names in plan.comparisons():
+        key = _key(setting, precision, plan.device)
+        at_hand = next((found for found in done if found["key"] == key), None)
+        tried = {*at_hand["rows"], *at_hand["left_out"]} if at_hand and at_hand["code"] == now else set()
+        if not force and set(names) <= tried:
+            tell(f"{describe(setting, precision)}: kept (same code and machine; --force measures again)")
+            continue
+        bench = Bench(setting, rows(setting, plan.device), plan.device, precision == "bf16", plan.sasa_path)
+        found = {"key": key, "code": now, **compare(bench, names, plan.rounds, precision)}
+        done = [*(entry for entry in done if entry["key"] != key), found]
+        save(NAME, {"runs": done}, out)
+        tell(f"{describe(setting, precision)}: {summary(found)}")
+    return file
+
+
+def compare(bench: Bench, names: Iterable[str], rounds: int, precision: str) -> dict[str, Any]:
+    """One comparison: per contender the seconds, tokens/s, peak bytes and time over the floor; who was left out."""
+    setting, device = bench.setting, bench.device
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    steps: dict[str, Step] = {}
+    peaks: dict[str, int | None] = {}
+    left_out: dict[str, str] = {}
+    for name in names:
+        needed = needed_bytes(setting, name)
+        if needed > MEMORY_SHARE * free_bytes(device):
+            left_out[name] = f"needs about {needed / 2**30:.0f} GiB, more than {MEMORY_SHARE:.0%} of what is free"
+            continue
+        try:
+            with memory(device) as held:
+                steps[name] = CONTENDERS[name](bench)
+                steps[name]()
+            peaks[name] = held.peak
+        except UsageError as error:
+            left_out[name] = str(error)
+    columns = torch.randn(setting.width, setting.columns, device=device)
+    product = torch.empty(setting.batch, setting.columns, device=device)
+    sides = [Contender(FLOOR, lambda: torch.mm(bench.rows[0], columns, out=product))]
+    sides += [Contender(name, step) for name, step in steps.items()]
+    times = race(sides, rounds, describe(setting, precision), device, LEAST)
+    shares = {name: parts(steps[name], device) for name in OURS if name in steps}
+    steps.clear()
+    gc.collect()
+    floor = times.pop(FLOOR)
+    measured: dict[str, dict[str, Any]] = {
+        name: {
+            "seconds": timing.to_json(),
+            "tokens_per_second": setting.batch / timing.median,
+            "peak_bytes": peaks[name],
+            "over_floor": timing.median / floor.median,
+        }
+        for name, timing in times.items()
+    }
+    ratios = {
+        name: {other: row["seconds"]["median"] / measured[name]["seconds"]["median"] for other, row in measured.items()}
+        for name in OURS
+        if name in measured
+    }
+    return {
+        "setting": asdict(setting) | {"columns": setting.columns, "l0": setting.l0, "aux_columns": setting.aux_columns},
+        "precision": precision,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "floor": {"seconds": floor.to_json(), "flop": 2 * setting.batch * setting.width * setting.columns},
+        "rows": measured,
+        "left_out": left_out,
+        "ratios": ratios,
+        "shares": shares,
+        "machine": machine(),
+    }
+
+
+def parts(step: Step, device: str, largest: int = 12) -> dict[str, float]:
+    """Shares of one step's time by torch operator (self time; compiled loops count to the autograd function around).
+
+    "elsewhere" is time in no operator of these: smaller ones, Python, waiting.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = device.startswith("cuda")
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
+        with torch.profiler.record_function("step"):
+            step()
+        if cuda:
+            torch.cuda.synchronize(device)
+    events = profiler.key_averages()
+    own = {event.key: event.self_device_time_total if cuda else event.self_cpu_time_total for event in events}
+    whole = sum(own.values()) or 1
+    own.pop("step", None)
+    top = sorted(own.items(), key=lambda item: -item[1])[:largest]
+    shares = {name: microseconds / whole for name, microseconds in top}
+    return {**shares, "elsewhere": 1 - sum(shares.values())}
+
+
+def needed_bytes(setting: Setting, name: str) -> int:
+    """About what a contender holds at most: weights, gradients, moments, and seven (B, K r) tensors if it is dense."""
+    tensors = 7 if name in DENSE else 1
+    return 4 * setting.columns * (8 * setting.width + tensors * setting.batch)
+
+
+def free_bytes(device: str) -> int:
+    """Memory that can still be had on a device."""
+    if device.startswith("cuda"):
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    except (OSError, StopIteration):
+        return 2**63
+
+
+def describe(setting: Setting, precision: str = "fp32") -> str:
+    """One line naming a comparison."""
+    dead = f", {setting.dead:.0%} dead" if setting.dead else ""
+    sizes = f"D={setting.width} K={setting.n_groups} r={setting.rank} s={setting.active} B={setting.batch}"
+    return f"{sizes} {precision}{dead}"
+
+
+def summary(found: dict[str, Any]) -> str:
+    """Milliseconds a step of everyone in a comparison, and who was left out."""
+    shown = [f"{FLOOR} {1e3 * found['floor']['seconds']['median']:.3g} ms"]
+    shown += [f"{name} {1e3 * row['seconds']['median']:.3g} ms" for name, row in found["rows"].items()]
+    shown += [f"{name} left out ({reason})" for name, reason in found["left_out"].items()]
+    return ", ".join(shown)
+
+
+def _key(setting: Setting, precision: str, device: str) -> str:
+    """What makes two comparisons the same one, whatever the code."""
+    here = machine()
+    place = here["gpu"] if device.startswith("cuda") else f"{here['cpu']}, {torch.get_num_threads()} threads"
+    return f"{describe(setting, precision)} on {place}"
+
+
+def main() -> None:
+    """Run a plan given on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sweep", nargs="+", choices=list(SWEEPS), default=["main", "small"])
+    parser.add_argument("--contender", nargs="+", choices=list(CONTENDERS), default=[])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=[])
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--sasa-path", type=Path, help="a checkout of the published code")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--force", action="store_true", help="measure again what is at hand")
+    options = parser.parse_args()
+    try:
+        plan = Plan(
+            tuple(options.sweep),
+            tuple(options.contender),
+            options.rounds,
+            options.device,
+            tuple(options.precision),
+            options.threads,
+            options.sasa_path,
+        )
+        run(plan, options.out, options.force, lambda line: sys.stdout.write(line + "\n"))
+    except LabError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_status)
+
+
+if __name__ == "__main__":
+    main()
