@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sasa_theory.models import gated_torch
+from sasa_theory.models import gate_chunks, gated_torch
 
 cases = st.fixed_dictionaries(
     {
@@ -18,6 +18,7 @@ cases = st.fixed_dictionaries(
         "whole": st.booleans(),
         "empty_slot": st.booleans(),
         "rows_per_chunk": st.integers(1, 5),
+        "screened": st.booleans(),
         "seed": st.integers(0, 2**31),
     }
 )
@@ -55,12 +56,13 @@ def plain_combine(index, values, rows):
 def test_codes_loss_and_every_gradient_equal_the_plain_path(case, dtype):
     n_best = max(1, round(case["share"] * case["units"]))
     ours, theirs = tensors(case, dtype), tensors(case, dtype)
-    before = gated_torch.CHUNK
-    gated_torch.CHUNK = case["rows_per_chunk"] * ours[1].shape[1] * ours[1].element_size()
-    try:
+    chunk = case["rows_per_chunk"] * ours[1].shape[1] * ours[1].element_size()
+    low = case["screened"] and dtype == torch.float32 and n_best + gate_chunks.SPARE <= case["units"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate_chunks, "CHUNK", chunk)
+        patch.setattr(gate_chunks, "CHUNK_LOW", chunk)
+        patch.setattr(gate_chunks, "screening_pays", lambda *_: low)
         index, values = gated_torch.encode(*ours[:4], case["rank"], n_best, case["rectify"])
-    finally:
-        gated_torch.CHUNK = before
     dense = plain_values(*theirs[:4], case["rank"], case["rectify"])
 
     # a valid choice: different units, none left out that is larger; which of equal ones is free
@@ -96,7 +98,7 @@ def test_two_rounds_choose_as_one(batch, units, share, whole, seed):
     norms = torch.rand(batch, units, generator=g)
     norms = (4 * norms).floor() if whole else norms
     n_best = max(1, round(share * units))
-    index = gated_torch.best(norms, n_best)
+    index = gate_chunks.best(norms, n_best)
     assert all(len(set(row)) == n_best for row in index.tolist())
     chosen = norms.gather(1, index).sort(dim=1, descending=True).values
     assert torch.equal(chosen, norms.topk(n_best, dim=1).values)
@@ -132,3 +134,57 @@ def test_gradients_have_the_layout_of_the_weights():
     gated_torch.combine(*gated_torch.encode(x, w, torch.zeros(6), torch.zeros(4), 2, 1, False), rows).sum().backward()
     assert w.grad.stride() == w.stride()
     assert rows.grad.stride() == rows.stride()
+
+
+def screened(seed, rank, rectify, scale, bias):
+    """A gate of 64 rows on 40 units, by bf16 candidates; and all coefficients in float64."""
+    g = torch.Generator().manual_seed(seed)
+    x = scale * torch.randn(64, 16, generator=g)
+    rows = torch.randn(40 * rank, 16, generator=g)
+    rows *= torch.rand(40, 1, generator=g).repeat_interleave(rank, dim=0)  # blocks of unequal size
+    b_enc = bias * torch.randn(40 * rank, generator=g)
+    dense = plain_values(x.double(), rows.T.double(), b_enc.double(), torch.zeros(16), rank, rectify)
+    return gate_chunks.gate_screened(x, rows.T, b_enc, rank, 4, rectify), dense
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.integers(1, 4),
+    st.booleans(),
+    st.sampled_from([1e-3, 1.0, 1e3]),
+    st.sampled_from([0.0, 1.0, 100.0]),
+)
+def test_rows_that_bf16_settles_are_settled_rightly(seed, rank, rectify, scale, bias):
+    (index, values, certain), dense = screened(seed, rank, rectify, scale, bias)
+    norms = torch.linalg.vector_norm(dense, dim=-1)
+    wanted = norms[certain].topk(4, dim=1).indices.sort(dim=1).values
+    assert torch.equal(index[certain].sort(dim=1).values, wanted)
+    picked = dense[certain].gather(1, index[certain][..., None].expand(-1, -1, rank)).float()
+    size = float(dense.abs().max())
+    torch.testing.assert_close(values[certain], picked, rtol=1e-5, atol=1e-5 * size)
+
+
+def test_bf16_settles_clear_rows_and_leaves_ties_open():
+    g = torch.Generator().manual_seed(0)
+    clear = torch.eye(64).repeat_interleave(2, dim=0) + 0.01 * torch.randn(128, 64, generator=g)
+    x = torch.zeros(8, 64)
+    x[:, :4] = torch.tensor([4.0, 3.0, 2.0, 1.0])
+    index, _, certain = gate_chunks.gate_screened(x, clear.T, torch.zeros(128), 2, 3, False)
+    assert certain.all()
+    assert torch.equal(index.sort(dim=1).values, torch.arange(3).expand(8, 3))
+    # more equal units than candidates: any of those left out is as large as the ones kept
+    same = torch.ones(128, 64)
+    assert not gate_chunks.gate_screened(x, same.T, torch.zeros(128), 2, 3, False)[2].any()
+
+
+def test_a_batch_that_bf16_cannot_settle_is_given_up_early(monkeypatch):
+    monkeypatch.setattr(gate_chunks, "CHUNK_LOW", 2 * 64 * 5)
+    monkeypatch.setattr(gate_chunks, "screening_pays", lambda *_: True)
+    calls = []
+    project = gate_chunks.project
+    monkeypatch.setattr(gate_chunks, "project", lambda *args: calls.append(1) or project(*args))
+    index, values = gate_chunks.gate(torch.ones(50, 8), torch.ones(8, 64), torch.zeros(64), 2, 3, False)
+    assert len(calls) == 1
+    assert torch.equal(values, torch.full((50, 3, 2), 8.0))
+    assert all(len(set(row)) == 3 for row in index.tolist())

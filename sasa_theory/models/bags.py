@@ -1,0 +1,67 @@
+"""Bags: sums of a few weighted rows of a table, which is all a gated model does after its gate.
+
+    bags     out[t] = sum over the columns c that row t uses of  value(t, c) rows[c]      one bag per row
+    outer    out[c] = sum over the rows t that use column c  of  value(t, c) x[t]         one bag per column
+    project  out(t, c) = <x[t], rows[c]>
+
+`bags` decodes; `outer` and `project` are its gradients by its table and by its values. A row uses the columns
+[k r, (k+1) r) of its units k. Nothing here asks the device for a number, shapes depend on (B, s, r, K) alone, and
+every sum has one order (no atomics): equal runs stay equal bit for bit.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+
+def bags(
+    index: "Int[Tensor, 'B s']", values: "Float[Tensor, 'B s r']", rows: "Float[Tensor, 'Kr D']"
+) -> "Float[Tensor, 'B D']":
+    """out[t] = sum over slots i and columns j of values[t, i, j] rows[index[t, i] r + j]; index -1 is skipped."""
+    if values.numel() == 0:
+        return rows.new_zeros(len(index), rows.shape[1])
+    columns, weights = _columns(index, values)
+    return embedding_bag(columns, rows, per_sample_weights=weights, mode="sum")
+
+
+def project(
+    index: "Int[Tensor, 'B s']", x: "Float[Tensor, 'B D']", rows: "Float[Tensor, 'Kr D']", rank: int
+) -> "Float[Tensor, 'B s r']":
+    """out[t, i, j] = <x[t], rows[index[t, i] r + j]>; 0 where index is -1."""
+    batch, slots = index.shape
+    columns, weights = _columns(index, x.new_ones(batch, slots, rank))
+    if columns.numel() == 0:
+        return weights.view(batch, slots, rank)
+    bag = torch.arange(batch, device=x.device).repeat_interleave(slots * rank, output_size=columns.numel())
+    offsets = torch.arange(0, columns.numel(), slots * rank, device=x.device)
+    # the operation behind embedding_bag's own gradient, called here without the gradient of the table
+    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(x, rows, columns.flatten(), offsets, bag, 0)
+    return weights.mul_(dots.view_as(weights)).view(batch, slots, rank)
+
+
+def outer(
+    index: "Int[Tensor, 'B s']",
+    values: "Float[Tensor, 'B s r']",
+    x: "Float[Tensor, 'B D']",
+    n_columns: int,
+    with_sums: bool = False,
+) -> "tuple[Float[Tensor, 'Kr D'], Float[Tensor, ' Kr'] | None]":
+    """Per column, the sum of values times x over the pairs that use it; and, if asked, the sum of the values."""
+    columns, weights = _columns(index, values)
+    if columns.numel() == 0:
+        return x.new_zeros(n_columns, x.shape[1]), x.new_zeros(n_columns) if with_sums else None
+    by_column, order = columns.flatten().sort(stable=True)
+    starts = torch.searchsorted(by_column, torch.arange(n_columns, device=x.device))
+    weights = weights.flatten()
+    row = torch.div(order, columns.shape[1], rounding_mode="floor")
+    gradient = embedding_bag(row, x, starts, per_sample_weights=weights[order], mode="sum")
+    sums = embedding_bag(order, weights[:, None], starts, mode="sum").flatten() if with_sums else None
+    return gradient, sums
+
+
+def _columns(index: Tensor, values: Tensor) -> "tuple[Int[Tensor, 'B sr'], Float[Tensor, 'B sr']]":
+    """Columns and weights of each row, (B, s r) both; an empty slot is columns 0 .. r-1 with weight zero."""
+    rank = values.shape[2]
+    columns = index.clamp_min(0)[..., None] * rank + torch.arange(rank, device=index.device)
+    return columns.flatten(1), (values * (index >= 0)[..., None]).flatten(1)
