@@ -8,7 +8,10 @@ width 256 columns, or four for each planted dimension if that is more. On stored
 import inspect
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from sasa_theory.models import architectures
+from synthetic import World
 
 if TYPE_CHECKING:
     from synthetic.source import Dataset
@@ -26,13 +29,13 @@ def default_settings(architecture: str, data: "Dataset", chosen: dict[str, Any])
     gets those of its sizes that have the usual names. Raises UsageError for an unknown architecture.
     """
     known = inspect.signature(architectures[architecture].__init__).parameters
-    if hasattr(data, "statistics"):
-        statistics = data.statistics()
-        rank = max(4, max(statistics.dims))
-        active = max(1, round(statistics.expected_active))
-        columns = max(256, 4 * sum(statistics.dims))
+    if isinstance(data, World):
+        rates, dims = data.support.rates, torch.tensor(data.dims)
+        rank = max(4, max(data.dims))
+        active = max(1, round(float(rates.sum())))
+        columns = max(256, 4 * sum(data.dims))
         # the smallest eigenvalue of a group's second moment: the feature's energy, rate included, over its dimension
-        energy = min(e / d for e, d in zip(statistics.feature_energy, statistics.dims, strict=True))
+        energy = float((rates * data.scales.square() / dims).min())
     else:
         rank, active, columns = 4, 8, 4096
         energy = data.width / columns  # mean energy of a column's direction when E||x||^2 = D

@@ -36,6 +36,8 @@ class Magnitude:
     rectified_normal  max(0, N(mean, std^2)); default mean 1, std 0.25 (with mean 0 every second firing is silent)
 
     `rank_power` p lets it depend on the rank: the contribution of a d-dimensional feature is multiplied by d^p.
+
+    varied_normal gives every feature of the group a law of its own: `VariedMagnitude`.
     """
 
     law: str = "constant"
@@ -49,8 +51,11 @@ class Magnitude:
     def from_spec(cls, value: object, where: str) -> "Magnitude":
         """From a law's name or {"law": name, its parameters}; raises UsageError for impossible ones."""
         fields = Fields({"law": value} if isinstance(value, str) else value, where)
-        law = fields.choice("law", ("constant", "gaussian", "uniform", "rectified_normal"), "constant")
+        laws = ("constant", "gaussian", "uniform", "rectified_normal", "varied_normal")
+        law = fields.choice("law", laws, "constant")
         power = fields.number("rank_power", 0.0)
+        if law == "varied_normal":
+            return VariedMagnitude.read(fields, power)
         found = cls(law, rank_power=power)
         if law in ("gaussian", "rectified_normal"):
             mean, std = (0.0, 1.0) if law == "gaussian" else (1.0, 0.25)
@@ -110,6 +115,42 @@ class Magnitude:
 
 
 @dataclass(frozen=True)
+class VariedMagnitude(Magnitude):
+    """A rectified normal per feature, a_i = max(0, N(mean_i, std_i^2)), whose energy is part of the feature's scale.
+
+    mean_i runs linearly from `first` to `last` over the group; std_i = |N(std_mean, std_std^2)|, drawn once. In a spec:
+    {"law": "varied_normal", "mean": [first, last], "std": {"mean": 0.5, "std": 0.5}}. The RMS of a_i multiplies the
+    feature's scale, so that what is drawn each time still has E a^2 = 1; the world draws it (`World._vary`).
+    """
+
+    first: float = 1.0
+    last: float = 1.0
+    std_mean: float = 0.0
+    std_std: float = 0.0
+
+    @classmethod
+    def read(cls, fields: Fields, power: float) -> "VariedMagnitude":
+        ends = fields.numbers("mean")
+        if len(ends) != 2 or min(ends) <= 0:
+            raise UsageError(f"{fields.where}.mean is {ends}; expected two positive numbers, of the first and the last")
+        spread = Fields(fields.raw("std"), f"{fields.where}.std")
+        mean, std = spread.number("mean", low=0), spread.number("std", low=0)
+        spread.finish()
+        fields.finish()
+        return cls("varied_normal", rank_power=power, first=ends[0], last=ends[1], std_mean=mean, std_std=std)
+
+    def spec(self) -> dict[str, Any]:
+        std = {"mean": self.std_mean, "std": self.std_std}
+        return {"law": self.law, "mean": [self.first, self.last], "std": std, "rank_power": self.rank_power}
+
+    def draw_laws(self, count: int, generator: torch.Generator) -> list[Magnitude]:
+        """The law of each of `count` features."""
+        means = torch.linspace(self.first, self.last, count, dtype=torch.float64)
+        stds = (self.std_mean + self.std_std * torch.randn(count, generator=generator, dtype=torch.float64)).abs()
+        return [Magnitude("rectified_normal", m, s) for m, s in zip(means.tolist(), stds.tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
 class Kind:
     """What features share that are drawn together: manifold, magnitude law, and whether the coordinate is |a z|."""
 
@@ -118,9 +159,9 @@ class Kind:
     nonnegative: bool
 
     def sample(self, n: int, generator: torch.Generator) -> "tuple[Float[Tensor, 'n d'], Float[Tensor, 'n p']]":
-        """`n` coordinates a z with E||a z||^2 = 1, and their parameters theta."""
+        """`n` coordinates a z with E||a z||^2 = 1, and their parameters theta (a varied magnitude is left out)."""
         z, theta = self.manifold.sample(n, generator)
-        if self.magnitude.law != "constant":
+        if self.magnitude.law not in ("constant", "varied_normal"):
             z = z * self.magnitude.sample(n, generator)[:, None]
         return (z.abs() if self.nonnegative else z), theta
 
@@ -128,18 +169,22 @@ class Kind:
         """E|a z| of a non-negative coordinate, 0 for any other (it is centred); None where it is not known."""
         if not self.nonnegative:
             return 0.0
-        mean = self.manifold.mean_abs()
+        mean = self.manifold.mean_abs() if self.magnitude.law != "varied_normal" else None
         return None if mean is None else mean * self.magnitude.mean_abs()
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One planted feature: its name, how it is drawn, its dimension d_i and its scale (RMS norm when active)."""
+    """One planted feature: its name, how it is drawn, its dimension d_i and its scale (RMS norm when active).
+
+    magnitude  its own law, where the features of its group have different ones (their RMS is part of the scale).
+    """
 
     name: str
     kind: Kind
     dim: int
     scale: float
+    magnitude: Magnitude | None = None
 
 
 def read_groups(value: object) -> tuple[list[tuple[str, Kind, int, Any]], list[dict[str, Any]]]:
@@ -283,8 +328,13 @@ def make_features(
     for number, (label, kind, count, scale) in enumerate(groups):
         dim = kind.manifold.ambient
         factor = dim**kind.magnitude.rank_power * (math.sqrt(dim) if energy_mode == "per_dim" else 1.0)
+        laws: list[Magnitude | None] = [None] * count
+        if isinstance(kind.magnitude, VariedMagnitude):
+            laws = [*kind.magnitude.draw_laws(count, generator(f"magnitudes/{number}"))]
         for i, value in enumerate(draw_scales(scale, count, generator(f"scales/{number}"))):
-            features.append(Feature(f"{label}/{i}" if count > 1 else label, kind, dim, value * factor))
+            law = laws[i]
+            own = 1.0 if law is None else math.sqrt(law.second_moment())
+            features.append(Feature(f"{label}/{i}" if count > 1 else label, kind, dim, value * factor * own, law))
     return features
 
 

@@ -137,6 +137,24 @@ class Line(Manifold):
         return math.sqrt(3) / 2
 
 
+@manifolds.register("sign")
+@dataclass(frozen=True)
+class Sign(Manifold):
+    """z = -1 or 1, equally likely; theta = z. Non-negative it is a fixed direction, whose length is the magnitude's."""
+
+    intrinsic, ambient = 1, 1
+
+    def draw(self, n: int, generator: torch.Generator) -> "tuple[Float[Tensor, 'n 1'], Float[Tensor, 'n 1']]":
+        z = 2 * torch.randint(2, (n, 1), generator=generator).float() - 1
+        return z, z
+
+    def moments(self) -> tuple[Sequence[float], float]:
+        return [0.0], 1.0
+
+    def mean_abs(self) -> float:
+        return 1.0
+
+
 @manifolds.register("subspace")
 @dataclass(frozen=True)
 class Subspace(Manifold):

@@ -1,4 +1,4 @@
-"""Where features lie in R^D: orthonormal frames V_i^T (d_i, D), random, jointly orthogonal or of prescribed coherence.
+"""Where features lie in R^D: orthonormal frames V_i^T (d_i, D), random, tight, orthogonal or of prescribed coherence.
 
 The mutual coherence is mu = max_{i != j} ||V_i^T V_j||_2, the cosine of the smallest principal angle between two
 features. It cannot be below the Welch bound: sum_ij ||V_i^T V_j||_F^2 = ||sum_i V_i V_i^T||_F^2 >= T^2/D with
@@ -35,6 +35,22 @@ def random_frames(dims: Sequence[int], width: int, generator: torch.Generator) -
 def orthogonal_frames(dims: Sequence[int], width: int, generator: torch.Generator) -> "Float[Tensor, 'T D']":
     """Jointly orthogonal frames, V_i^T V_j = 0, as stacked rows; raises UsageError when sum d_i > width."""
     return _stack(_orthogonal(dims, width, generator), dims)
+
+
+def tight_frames(dims: Sequence[int], width: int, generator: torch.Generator) -> "Float[Tensor, 'T D']":
+    """Random frames spread evenly: sum_ij ||V_i^T V_j||_F^2 is brought (near) to T^2/D, the least it can be.
+
+    The random rows R times (R^T R D/T)^(-1/2) are a tight frame; each feature's rows are then made orthonormal again.
+    Descent on that sum, as in SynthSAEBench, ends there too. Raises UsageError when sum d_i < width.
+    """
+    rows, total = _random(dims, width, generator)[_mask(dims)], sum(dims)
+    if total < width:
+        raise UsageError(
+            f"{total} dimensions cannot be tight in width {width}; use orthogonal frames, or more features"
+        )
+    values, vectors = torch.linalg.eigh(rows.T @ rows * (width / total))
+    even = rows @ (vectors * values.rsqrt() @ vectors.T)
+    return _stack(_orthonormal(torch.cat((even, even.new_zeros(1, width)))[_padded_rows(torch.tensor(dims))]), dims)
 
 
 def coherent_frames(

@@ -58,7 +58,8 @@ def read_hierarchy(value: object, n: int) -> "tuple[Int[Tensor, ' n'], float | N
     features after it stand alone. {"parents": [...]}: one parent index (or -1) per feature. `child_rate`: P(child
     active | parent active); without it, each child's own rate under the support's `rates`, as it is before its parent
     and its siblings have their say. `exclusive`: at most one child of a parent at a time. `scale_children`: a
-    child's contribution is multiplied by the relative norm ||h_p|| / scale_p of its parent's.
+    child's contribution is multiplied by the relative norm ||h_p|| / scale_p of its parent's. `compensate` (without
+    `child_rate`): children's rates are raised first for what their parent and siblings will take (`compensated`).
     """
     if value is None:
         return torch.full((n,), -1, dtype=torch.int64), None, False, None
@@ -71,6 +72,10 @@ def read_hierarchy(value: object, n: int) -> "tuple[Int[Tensor, ' n'], float | N
         "exclusive": fields.flag("exclusive", False),
         "scale_children": fields.flag("scale_children", False),
     }
+    if fields.flag("compensate", False):
+        if rate is not None:
+            raise UsageError("support.hierarchy has both child_rate and compensate; child_rate needs no compensation")
+        spec["compensate"] = True
     if fields.has("parents"):
         spec["parents"] = fields.raw("parents")
         parent = _listed(spec["parents"], n)
@@ -110,6 +115,20 @@ def _listed(value: object, n: int) -> "Int[Tensor, ' n']":
             if steps > n:
                 raise UsageError(f"{where} has a cycle through feature {i}; every feature must end at a root")
     return torch.tensor(value, dtype=torch.int64)
+
+
+def compensated(own: "Float[Tensor, ' n']", parent: "Int[Tensor, ' n']", exclusive: bool) -> "Float[Tensor, ' n']":
+    """Rates at which features are drawn so that what is left of children is about their own rate p_c (SynthSAEBench).
+
+    q_c = min(1, p_c / p_parent * (1 + sum over the other siblings of p_j / p_parent)), the bracket only where siblings
+    exclude each other; roots keep p. First order in the rates: where they are high, less is left than p_c.
+    """
+    child = parent >= 0
+    above = torch.where(child, own[parent.clamp_min(0)], 1.0)
+    share = torch.where(child, own / above, 0.0)
+    family = torch.zeros_like(own).index_add_(0, parent.clamp_min(0), share)[parent.clamp_min(0)]
+    rivals = family - share if exclusive else torch.zeros_like(own)
+    return torch.where(child, (share * (1 + rivals)).clamp_max(1.0), own)
 
 
 def winning_rates(q: "Float[Tensor, ' n']", parent: "Int[Tensor, ' n']") -> "Float[Tensor, ' n']":

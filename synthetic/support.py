@@ -22,12 +22,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from synthetic.errors import UsageError
-from synthetic.rates import read_hierarchy, read_rates, winning_rates
+from synthetic.rates import compensated, read_hierarchy, read_rates, winning_rates
 from synthetic.spec import Fields
 
 Pairs = tuple[Tensor, Tensor]
 #: most (row, feature) cells whose rates are computed at a time
 _CHUNK = 1 << 21
+#: longest row of Gaussian loadings: at least a hundredth of a latent's variance is its own
+_LONGEST = 0.99**0.5
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Support:
         fields.finish()
         self._spec["hierarchy"] = hierarchy
         q = own if child_rate is None else torch.where(parent < 0, own, child_rate)
+        if hierarchy and hierarchy.get("compensate"):
+            q = compensated(own, parent, self.exclusive_children)
         if self.exclusive_children and child_rate is None:
             q = winning_rates(q, parent)
         self.rates = _marginal(q, parent)
@@ -235,17 +239,24 @@ def _levels(parent: Tensor) -> "Int[Tensor, ' n']":
 
 
 def _read_cofiring(value: object, roots: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Any] | None]:
-    """Loadings L (roots, rank) with ||L_i|| = strength: random directions, or one factor per block of neighbours."""
+    """Loadings L (roots, rank) with ||L_i|| = strength: random directions, or one factor per block of neighbours.
+
+    "gaussian": independent N(0, strength^2 / rank) entries, so that strength is the RMS of ||L_i||; rows longer than
+    sqrt(0.99) are cut to that (SynthSAEBench).
+    """
     if value is None:
         return torch.zeros(0, 0), None
     fields = Fields(value, "support.cofiring")
     rank = fields.integer("rank", low=1)
     strength = fields.number("strength", low=0, below=1)
-    kind = fields.choice("kind", ("random", "blocks"), "random")
+    kind = fields.choice("kind", ("random", "blocks", "gaussian"), "random")
     fields.finish()
     if kind == "random":
         directions = torch.randn(roots, rank, generator=generator)
         loadings = strength * torch.nn.functional.normalize(directions, dim=1)
+    elif kind == "gaussian":
+        loadings = strength / rank**0.5 * torch.randn(roots, rank, generator=generator)
+        loadings /= (loadings.norm(dim=1, keepdim=True) / _LONGEST).clamp_min(1.0)
     else:
         if rank > roots:
             raise UsageError(f"support.cofiring.rank is {rank}, more blocks than the {roots} features; lower it")

@@ -15,6 +15,7 @@ from synthetic.manifolds import Helix, Manifold, Moebius, Sphere, Subspace, Swis
 SEEDS = st.integers(0, 2**31)
 SHAPES = {
     "line": {},
+    "sign": {},
     "subspace": {"dim": st.integers(1, 9)},
     "circle": {},
     "disk": {},
@@ -45,7 +46,7 @@ def deviations(z: torch.Tensor) -> tuple[float, float]:
     return float((mean.abs() / (error + 1e-6)).max()), float((square.mean() - 1).abs()) / (spread + 1e-6)
 
 
-def test_all_nine_are_registered() -> None:
+def test_all_ten_are_registered() -> None:
     assert set(manifolds) >= set(SHAPES)
 
 
