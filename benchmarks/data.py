@@ -22,6 +22,7 @@ from benchmarks.harness import RESULTS, Contender, race, save
 from benchmarks.step import MAIN, SMALL
 from sasa_theory.activations import ActivationStore, StoreWriter
 from synthetic.errors import LabError
+from synthetic.source import Dataset
 from synthetic.world import World, world_names
 
 NAME, GOAL = "data", 3.0
@@ -50,9 +51,11 @@ def run(
     for width in sorted({world.width for world in made.values()}):
         setting = setting_of(width)
         with tempfile.TemporaryDirectory(prefix="sasa-lab-bench-") as folder:
-            sources = {f"world {name}": world for name, world in made.items() if world.width == width}
-            stores = {f"store {dtype}": _store(Path(folder) / dtype, dtype, width, store_rows) for dtype in DTYPES}
-            streams = {name: data.batches(setting.batch, device) for name, data in {**sources, **stores}.items()}
+            sources: dict[str, Dataset] = {
+                f"world {name}": world for name, world in made.items() if world.width == width
+            }
+            sources |= {f"store {dtype}": _store(Path(folder) / dtype, dtype, width, store_rows) for dtype in DTYPES}
+            streams = {name: data.batches(setting.batch, device) for name, data in sources.items()}
             step = ours("sasa", Bench(setting, rows(setting, device), device, device.startswith("cuda")))
             sides = [Contender(STEP, step, setting.batch)]
             sides += [Contender(name, stream.__next__, setting.batch) for name, stream in streams.items()]

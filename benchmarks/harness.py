@@ -114,12 +114,14 @@ def memory(device: str = "cpu") -> Iterator[Memory]:
     found.peak = max(0, peak - resident) if peak is not None and resident is not None else None
 
 
-def sources(packages: tuple[str, ...] = ("synthetic", "sasa_theory", "benchmarks")) -> str:
-    """A hash of the Python sources that decide what is measured: other code, other results."""
+def sources(*places: str) -> str:
+    """A hash of Python files and of those in folders, given from the checkout's root: other code, other results."""
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
-    for file in sorted(file for package in packages for file in (root / package).rglob("*.py")):
-        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    for place in places:
+        path = root / place
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -10,7 +10,7 @@ so. Peers work sample by sample and are timed on fewer of them. Both sides run w
 
 import argparse
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -140,27 +140,40 @@ def _ms(timing: dict[str, Any]) -> dict[str, Any]:
     return {k: [1e3 * t for t in v] if isinstance(v, list) else 1e3 * v for k, v in timing.items()}
 
 
-def main() -> None:
-    """Run all sizes and write results/lasso.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=10_000, help="samples our solver codes")
-    parser.add_argument("--peer-samples", type=int, default=10, help="how many of them the peers code")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, torch.get_num_threads()])
-    parser.add_argument("--size", type=int, nargs="+", choices=range(len(SIZES)), default=list(range(len(SIZES))))
-    parser.add_argument("--out", default=str(RESULTS))
-    options = parser.parse_args()
+def run(
+    sizes: Iterable[int] = range(len(SIZES)),
+    samples: int = 10_000,
+    peer_samples: int = 10,
+    rounds: int = 3,
+    threads: Iterable[int] = (),
+    out: Path = RESULTS,
+) -> Path:
+    """Run sizes by their number, with 1 thread and all of them unless told otherwise; returns OUT/lasso.json."""
     runs: list[dict[str, Any]] = []
-    for threads in sorted(set(options.threads)):
-        for size in options.size:
-            runs.append(compare(*SIZES[size], options.samples, options.peer_samples, options.rounds, threads))
+    for count in sorted(set(threads) or {1, torch.get_num_threads()}):
+        for size in sizes:
+            runs.append(compare(*SIZES[size], samples, peer_samples, rounds, count))
             counts = sorted({run["threads"] for run in runs})
             means = {
                 count: float(np.exp(np.mean([np.log(run["ratio"]) for run in runs if run["threads"] == count])))
                 for count in counts
             }
             # after every size, so that a stopped run leaves what it measured
-            save("lasso", {"goal": GOAL, "runs": runs, "geometric_mean_ratio": means}, Path(options.out))
+            save("lasso", {"goal": GOAL, "runs": runs, "geometric_mean_ratio": means}, out)
+    return out / "lasso.json"
+
+
+def main() -> None:
+    """Run all sizes and write results/lasso.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=10_000, help="samples our solver codes")
+    parser.add_argument("--peer-samples", type=int, default=10, help="how many of them the peers code")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, nargs="+", default=[])
+    parser.add_argument("--size", type=int, nargs="+", choices=range(len(SIZES)), default=list(range(len(SIZES))))
+    parser.add_argument("--out", default=str(RESULTS))
+    options = parser.parse_args()
+    run(options.size, options.samples, options.peer_samples, options.rounds, options.threads, Path(options.out))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ SMALL = Setting(64, 64, 4, 2, 1024)
 DEAD = 0.2
 #: more than this share of the memory that is free is not asked for
 MEMORY_SHARE = 0.7
+#: what a measured step depends on
+CODE = ("sasa_theory/models", "sasa_theory/training", "benchmarks/contenders.py", "benchmarks/published_sasa.py")
 #: seconds that steps shorter than this are repeated for within a round
 LEAST = 0.2
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -100,25 +102,26 @@ def run(
 ) -> Path:
     """Measure what is missing of a plan and save OUT/step.json after every comparison; returns its path.
 
-    Results of the same code, machine, device and threads are kept unless `force`. Raises UsageError for a --sasa-path
-    that is no checkout.
+    Results of the same code and place (GPU, or CPU and threads) are kept unless `force`; those of another CPU make way
+    for a CPU's, those of another GPU for a GPU's. Raises UsageError for a --sasa-path that is no checkout.
     """
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
     if plan.sasa_path is not None and not (plan.sasa_path / "sasa" / "model.py").is_file():
         raise UsageError(f"--sasa-path is {plan.sasa_path}; expected a checkout that has sasa/model.py")
     file = out / f"{NAME}.json"
+    place, now = _place(plan.device), sources(*CODE)
     done: list[dict[str, Any]] = read_json(file)["runs"] if file.is_file() else []
-    now = sources()
+    done = [found for found in done if found["place"] == place or _kind(found["device"]) != _kind(plan.device)]
     for setting, precision, names in plan.comparisons():
-        key = _key(setting, precision, plan.device)
+        key = f"{describe(setting, precision)} on {place}"
         at_hand = next((found for found in done if found["key"] == key), None)
         tried = {*at_hand["rows"], *at_hand["left_out"]} if at_hand and at_hand["code"] == now else set()
         if not force and set(names) <= tried:
             tell(f"{describe(setting, precision)}: kept (same code and machine; --force measures again)")
             continue
         bench = Bench(setting, rows(setting, plan.device), plan.device, precision == "bf16", plan.sasa_path)
-        found = {"key": key, "code": now, **compare(bench, names, plan.rounds, precision)}
+        found = {"key": key, "place": place, "code": now, **compare(bench, names, plan.rounds, precision)}
         done = [*(entry for entry in done if entry["key"] != key), found]
         save(NAME, {"runs": done}, out)
         tell(f"{describe(setting, precision)}: {summary(found)}")
@@ -236,11 +239,14 @@ def summary(found: dict[str, Any]) -> str:
     return ", ".join(shown)
 
 
-def _key(setting: Setting, precision: str, device: str) -> str:
-    """What makes two comparisons the same one, whatever the code."""
+def _place(device: str) -> str:
+    """What a time belongs to: the GPU, or the CPU and the number of threads."""
     here = machine()
-    place = here["gpu"] if device.startswith("cuda") else f"{here['cpu']}, {torch.get_num_threads()} threads"
-    return f"{describe(setting, precision)} on {place}"
+    return str(here["gpu"]) if _kind(device) == "cuda" else f"{here['cpu']}, {torch.get_num_threads()} threads"
+
+
+def _kind(device: str) -> str:
+    return device.partition(":")[0]
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ COMMANDS = {
     "activations": "run text through a language model and store one layer's activations",
     "evaluate": "measure a trained dictionary, any SAELens directory included",
     "certify": "measure how far a trained dictionary is from the optimum of its own objective",
+    "bench": "time our code and the peers in turn: training step, data, l1 coding",
     "report": "write one HTML page from every result at hand",
 }
 

@@ -1,0 +1,210 @@
+"""The benchmark of the step at tiny sizes: what is saved, kept, left out, drawn and refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import contenders, show, step
+from benchmarks.contenders import CONTENDERS, Bench, Setting, ours, restated, rows
+from benchmarks.harness import Contender, memory, race
+from synthetic.errors import DataError, UsageError
+
+TINY = Setting(8, 6, 2, 2, 32)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Sweeps of tiny sizes, contenders that need no peer, and short repeats."""
+    settings = {name: [TINY, Setting(8, 6, 2, 2, 32, dead=0.5)] for name in ("main", "small", "gpu")}
+    settings["K"] = [Setting(8, k, 2, 2, 32) for k in (6, 12)]
+    settings["r"] = [Setting(8, 12 // r, r, 2, 32) for r in (1, 2)]
+    settings["L0"] = [Setting(8, 6, 2, s, 32) for s in (1, 2)]
+    settings["batch"] = [Setting(8, 6, 2, 2, b) for b in (16, 32)]
+    monkeypatch.setattr(step, "SWEEPS", settings)
+    monkeypatch.setattr(show, "SWEEPS", settings)
+    monkeypatch.setattr(step, "LEAST", 0.0)
+
+
+def measure(out: Path, sweeps=("main",), names=("sasa", "restated"), **plan) -> dict:
+    file = step.run(step.Plan(tuple(sweeps), tuple(names), 2, **plan), out)
+    return json.loads(file.read_text())
+
+
+def test_ratios_floor_and_throughput_are_those_of_the_medians(tiny, tmp_path):
+    result = measure(tmp_path, names=("sasa", "topk", "restated"))
+    assert [run["setting"]["dead"] for run in result["runs"]] == [0.0, 0.5]
+    for run in result["runs"]:
+        median = {name: row["seconds"]["median"] for name, row in run["rows"].items()}
+        assert set(median) == {"sasa", "topk", "restated"} and not run["left_out"]
+        assert run["ratios"]["sasa"]["restated"] == pytest.approx(median["restated"] / median["sasa"])
+        for name, row in run["rows"].items():
+            assert row["tokens_per_second"] == pytest.approx(32 / median[name])
+            assert row["over_floor"] == pytest.approx(median[name] / run["floor"]["seconds"]["median"])
+            assert len(row["seconds"]["rounds"]) == 2 and row["seconds"]["low"] <= median[name]
+        assert run["floor"]["flop"] == 2 * 32 * 8 * 12 and run["setting"]["l0"] == 4
+        assert sum(run["shares"]["sasa"].values()) == pytest.approx(1) and len(run["shares"]["sasa"]) > 3
+    assert result["machine"]["versions"]["torch"] and result["runs"][0]["threads"] == torch.get_num_threads()
+
+
+def test_what_is_at_hand_is_kept_unless_code_contenders_or_force_say_otherwise(tiny, tmp_path, monkeypatch):
+    def dates() -> list:
+        runs = json.loads((tmp_path / "step.json").read_text())["runs"]
+        return [run["rows"]["sasa"]["seconds"]["rounds"] for run in runs]
+
+    measure(tmp_path, names=("sasa",))
+    first = dates()
+    said: list[str] = []
+    step.run(step.Plan(("main",), ("sasa",), 2), tmp_path, tell=said.append)
+    assert dates() == first and all("kept" in line for line in said) and len(said) == 2
+    measure(tmp_path, names=("sasa", "restated"))
+    second = dates()
+    assert second != first
+    step.run(step.Plan(("main",), ("sasa",), 2), tmp_path, force=True)
+    third = dates()
+    assert third != second
+    monkeypatch.setattr(step, "sources", lambda *places: "other code")
+    measure(tmp_path, names=("sasa",))
+    assert dates() != third and len(dates()) == 2
+
+
+def test_a_stopped_run_leaves_the_comparisons_it_finished_and_goes_on(tiny, tmp_path, monkeypatch):
+    compare, calls = step.compare, []
+
+    def stops(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return compare(*arguments)
+
+    monkeypatch.setattr(step, "compare", stops)
+    with pytest.raises(KeyboardInterrupt):
+        measure(tmp_path)
+    assert len(json.loads((tmp_path / "step.json").read_text())["runs"]) == 1
+    result = measure(tmp_path)
+    assert len(result["runs"]) == 2 and len(calls) == 3
+
+
+def test_a_missing_peer_and_one_that_does_not_fit_are_left_out_with_the_reason(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(CONTENDERS, "sae-lens topk", lambda bench: contenders.require("no_such_peer"))
+    run = measure(tmp_path, names=("sasa", "sae-lens topk"))["runs"][0]
+    assert set(run["rows"]) == {"sasa"} and "no_such_peer cannot be imported" in run["left_out"]["sae-lens topk"]
+    assert ".[peers]" in run["left_out"]["sae-lens topk"]
+    monkeypatch.setattr(step, "free_bytes", lambda device: 7000)
+    run = measure(tmp_path / "full", names=("sasa", "restated"))["runs"][0]
+    assert set(run["rows"]) == {"sasa"} and "GiB" in run["left_out"]["restated"]
+
+
+def test_a_setting_of_two_sweeps_is_measured_once(tiny):
+    plan = step.Plan(("main", "K", "batch"), ("sasa", "topk"))
+    found = plan.comparisons()
+    assert len({setting for setting, _, _ in found}) == len(found) == 4
+    only = {setting.n_groups: names for setting, _, names in found if setting.batch == 32 and not setting.dead}
+    assert only == {6: ("sasa", "topk"), 12: ("sasa",)}
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        ({"sweeps": ("mian",)}, "did you mean 'main'"),
+        ({"contenders": ("sassa",)}, "did you mean 'sasa'"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"threads": 0}, "threads 0"),
+        ({"precisions": ("tf32",)}, "on the CPU"),
+        ({"precisions": ("fp8",)}, "unknown precision"),
+    ],
+)
+def test_impossible_plans_are_refused(plan, said):
+    with pytest.raises(UsageError, match=said):
+        step.Plan(**plan)
+
+
+def test_a_path_without_the_published_code_is_refused_before_anything_runs(tiny, tmp_path):
+    with pytest.raises(UsageError, match=r"sasa/model\.py"):
+        measure(tmp_path, sasa_path=tmp_path)
+    assert not (tmp_path / "step.json").exists()
+
+
+@pytest.mark.parametrize("name", contenders.OURS)
+def test_our_contenders_train_with_the_forced_share_of_dead_units(name):
+    at = Setting(8, 20, 2, 2, 32, dead=0.25)
+    one = CONTENDERS[name](Bench(at, rows(at, "cpu")))
+    trainer = one.__self__
+    before = trainer.model.W_dec.detach().clone()
+    dead = trainer.firing.dead()
+    assert int(dead.sum()) == round(0.25 * trainer.model.n_units)
+    x = rows(at, "cpu")[0]
+    assert float(trainer.model.loss(x, dead).parts["auxiliary"].detach()) > 0
+    one()
+    one()
+    assert not torch.equal(before, trainer.model.W_dec)
+    assert trainer.step == 2
+
+
+def test_the_published_step_sees_whole_dead_groups_and_moves():
+    at = Setting(8, 20, 2, 2, 32, dead=0.25)
+    bench = Bench(at, rows(at, "cpu"))
+    forced = contenders._silent(bench, 7).unflatten(0, (20, 2))
+    assert bool((forced[:, 0] == forced[:, 1]).all()) and int((forced > 7).sum()) == 10
+    one = restated(bench)
+    losses = [float(one()) for _ in range(2)]
+    assert all(loss > 0 for loss in losses) and losses[0] != losses[1]
+
+
+def test_race_repeats_short_contenders_and_turns_the_order():
+    calls = []
+    sides = [Contender(name, lambda name=name: calls.append(name), units=4) for name in "ab"]
+    times = race(sides, rounds=2, least=1e-4)
+    assert set(times) == {"a", "b"} and len(times["a"].rounds) == 2 and calls.count("a") > 5
+    # warm-up a, b; a guess each; then a before b in the first round, b before a in the second
+    order = [name for i, name in enumerate(calls) if i == 0 or calls[i - 1] != name]
+    assert order == ["a", "b", "a", "b", "a", "b", "a"]
+
+
+def test_memory_sees_what_was_held_inside():
+    with memory() as held:
+        block = torch.ones(64 << 18)  # 64 MiB
+        del block
+    assert held.peak is None or 60 << 20 <= held.peak < 512 << 20
+
+
+def test_figure_and_tables_show_the_file_and_nothing_else(tiny, tmp_path):
+    measure(tmp_path, ("main", "K", "r", "L0", "batch"))
+    result = show.load(tmp_path / "step.json", "runs")
+    picture = show.figure(result)
+    assert [panel.get_xlabel() for panel in picture.axes] == [label for _, label in show.AXES.values()]
+    drawn = {line.get_label(): line for line in picture.axes[0].lines}
+    expected = [run["rows"]["sasa"]["seconds"]["median"] for run in show.sweep(result, "K")]
+    assert list(drawn["sasa-lab sasa"].get_ydata()) == expected and list(drawn["sasa-lab sasa"].get_xdata()) == [6, 12]
+    assert show.save_figure(picture, tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
+    text = show.tables(tmp_path)
+    median = show.sweep(result, "main")[0]["rows"]["sasa"]["seconds"]["median"]
+    assert f"| {1e3 * median:.3g} (1) |" in text and "50% dead" in text and "unmeasured so far" in text
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{show.BEGIN}\nold\n{show.END}\nafter\n")
+    show.write_readme(readme, tmp_path)
+    written = readme.read_text()
+    assert text in written and "old" not in written and written.startswith("before") and written.endswith("after\n")
+    show.write_readme(readme, tmp_path)
+    assert readme.read_text() == written
+
+
+def test_results_that_are_missing_or_damaged_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="sasa-lab bench step"):
+        show.load(tmp_path / "step.json")
+    (tmp_path / "step.json").write_text("[]")
+    with pytest.raises(DataError, match="measure again"):
+        show.load(tmp_path / "step.json", "runs")
+    (tmp_path / "step.json").write_text('{"runs": []}')
+    with pytest.raises(UsageError, match="no sweep"):
+        show.figure(show.load(tmp_path / "step.json", "runs"))
+    (tmp_path / "README.md").write_text("no marks")
+    with pytest.raises(UsageError, match="no lines"):
+        show.write_readme(tmp_path / "README.md", tmp_path)
+
+
+def test_architectures_other_than_ours_are_not_taken_for_ours():
+    at = Setting(8, 6, 2, 2, 32)
+    with pytest.raises(UsageError, match="did you mean"):
+        ours("tpok", Bench(at, rows(at, "cpu")))
