@@ -4,15 +4,71 @@
     outer    out[c] = sum over the rows t that use column c  of  value(t, c) x[t]         one bag per column
     project  out(t, c) = <x[t], rows[c]>
 
-`bags` decodes; `outer` and `project` are its gradients by its table and by its values. A row uses the columns
-[k r, (k+1) r) of its units k. Nothing here asks the device for a number, shapes depend on (B, s, r, K) alone, and
-every sum has one order (no atomics): equal runs stay equal bit for bit.
+`bags` decodes; `outer` and `project` are its gradients by its table and by its values; `select` is the gate itself, on
+a chunk of pre-activations. A row uses the columns [k r, (k+1) r) of its units k. Nothing here asks the device for a
+number, shapes depend on (B, s, r, K) alone, and every sum has one order (no atomics): equal runs stay equal bit for
+bit. `fastest` gives the same functions as Triton kernels where there are any.
 """
+
+import functools
+import sys
+from types import ModuleType
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, pad
+
+#: candidates come from the units in sets of this many: the s best lie in the s sets with the largest members
+SET = 16
+
+
+def fastest(x: Tensor) -> ModuleType:
+    """The module to take `select`, `bags`, `project` and `outer` from: Triton's for float32 on a GPU, else this one."""
+    if x.is_cuda and x.dtype == torch.float32 and (kernels := _triton()) is not None:
+        return kernels
+    return sys.modules[__name__]
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    try:
+        from sasa_theory.models import gated_triton
+    except ImportError:  # a torch without Triton
+        return None
+    return gated_triton
+
+
+def select(
+    pre: "Float[Tensor, 'B Kr']",
+    bias: "Float[Tensor, ' Kr']",
+    index: "Int[Tensor, 'B s']",
+    values: "Float[Tensor, 'B s r']",
+    rectify: bool,
+    spare: "Float[Tensor, 'B Kr']",
+) -> None:
+    """Writes the units of largest norm of pre + bias, in any order, and their coefficients; pre and spare are lost."""
+    _, slots, rank = values.shape
+    pre.add_(bias)
+    if rectify:
+        pre.relu_()
+    squares = torch.mul(pre, pre, out=spare)
+    index.copy_(best(squares if rank == 1 else squares.unflatten(1, (-1, rank)).sum(-1), slots))
+    values.copy_(pre.unflatten(1, (-1, rank)).gather(1, index[..., None].expand(-1, -1, rank)))
+
+
+def best(norms: "Float[Tensor, 'B K']", n_best: int) -> "Int[Tensor, 'B s']":
+    """Per row the `n_best` largest entries (all non-negative), in any order; in two rounds where that is less work."""
+    batch, units = norms.shape
+    sets = -(-units // SET)
+    if sets < 2 * n_best:
+        return norms.topk(n_best, dim=1, sorted=False).indices
+    # set c holds units c, c + sets, c + 2 sets, ...: its largest member is a maximum over contiguous rows
+    members = pad(norms, (0, sets * SET - units), value=-1.0).view(batch, SET, sets)
+    chosen = members.amax(dim=1).topk(n_best, dim=1, sorted=False).indices
+    among = members.gather(2, chosen[:, None, :].expand(-1, SET, -1)).flatten(1)
+    found = among.topk(n_best, dim=1, sorted=False).indices
+    return torch.div(found, n_best, rounding_mode="floor") * sets + chosen.gather(1, found % n_best)
 
 
 def bags(

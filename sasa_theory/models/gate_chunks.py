@@ -15,16 +15,13 @@ import functools
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
 
-from sasa_theory.models.bags import project
+from sasa_theory.models import bags
 
 #: bytes of pre-activations per chunk: fewer and the product packs the weights too often, more and memory is all it uses
 CHUNK = 64 << 20
 #: the same in bf16, whose product does not mind: these stay in cache until the gate has read them
 CHUNK_LOW = 8 << 20
-#: candidates come from the units in sets of this many: the s best lie in the s sets with the largest members
-SET = 16
 #: candidates of the bf16 product beyond s
 SPARE = 16
 #: share of uncertain rows above which the rest of the batch goes to float32 directly
@@ -41,50 +38,51 @@ def gate(
     n_best: int,
     rectify: bool,
 ) -> "tuple[Int[Tensor, 'B s'], Float[Tensor, 'B s r']]":
-    """Units of largest norm of x W_enc + b_enc, in any order, and their coefficients (no gradient)."""
-    if not screening_pays(x, w_enc, rank, n_best):
-        return gate_full(x, w_enc, b_enc, rank, n_best, rectify)
-    index, values, certain = gate_screened(x, w_enc, b_enc, rank, n_best, rectify)
-    rest = (~certain).nonzero().flatten()
-    if len(rest):
-        index[rest], values[rest] = gate_full(x[rest], w_enc, b_enc, rank, n_best, rectify)
-    return index, values
+    """Units of largest norm of x W_enc + b_enc, in any order, and their coefficients (no gradient).
+
+    Under autocast the product takes its lower precision with float32 sums; everything after it is in x's own.
+    """
+    device = x.device.type
+    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    with torch.autocast(device, enabled=False):
+        if low is not None or not screening_pays(x, w_enc, rank, n_best):
+            return gate_full(x, w_enc, b_enc, rank, n_best, rectify, low)
+        index, values, certain = gate_screened(x, w_enc, b_enc, rank, n_best, rectify)
+        rest = (~certain).nonzero().flatten()
+        if len(rest):
+            index[rest], values[rest] = gate_full(x[rest], w_enc, b_enc, rank, n_best, rectify)
+        return index, values
 
 
 def gate_full(
-    x: Tensor, w_enc: Tensor, b_enc: Tensor, rank: int, n_best: int, rectify: bool
+    x: Tensor,
+    w_enc: Tensor,
+    b_enc: Tensor,
+    rank: int,
+    n_best: int,
+    rectify: bool,
+    low: torch.dtype | None = None,
 ) -> "tuple[Int[Tensor, 'B s'], Float[Tensor, 'B s r']]":
-    """`gate` by the product in the precision of its arguments."""
+    """`gate` by the whole product, in precision `low` if given."""
     columns = w_enc.shape[1]
     index = torch.empty(len(x), n_best, dtype=torch.int64, device=x.device)
     values = x.new_empty(len(x), n_best, rank)
     step = max(1, min(len(x), CHUNK // (columns * x.element_size())))
-    buffer, squares = x.new_empty(step, columns), x.new_empty(step, columns)
+    select, buffer = bags.fastest(x).select, x.new_empty(2, step, columns)
+    if low is not None:
+        w_enc = w_enc.to(low)
     for start in range(0, len(x), step):
-        part = slice(start, start + step)
-        count = len(x[part])
-        pre = torch.addmm(b_enc, x[part], w_enc, out=buffer[:count])
-        if rectify:
-            pre.relu_()
-        torch.mul(pre, pre, out=squares[:count])
-        norms = squares[:count] if rank == 1 else squares[:count].view(count, -1, rank).sum(-1)
-        index[part] = best(norms, n_best)
-        values[part] = pre.view(count, -1, rank).gather(1, index[part][..., None].expand(-1, -1, rank))
+        part = x[start : start + step]
+        stop = start + len(part)
+        pre, spare = buffer[0, : len(part)], buffer[1, : len(part)]
+        if low is None:
+            torch.mm(part, w_enc, out=pre)
+        elif x.is_cuda:
+            torch.mm(part.to(low), w_enc, out_dtype=x.dtype, out=pre)
+        else:
+            pre.copy_(part.to(low) @ w_enc)
+        select(pre, b_enc, index[start:stop], values[start:stop], rectify, spare)
     return index, values
-
-
-def best(norms: "Float[Tensor, 'B K']", n_best: int) -> "Int[Tensor, 'B s']":
-    """Per row the `n_best` largest entries (all non-negative), in any order; in two rounds where that is less work."""
-    batch, units = norms.shape
-    sets = -(-units // SET)
-    if sets < 2 * n_best:
-        return norms.topk(n_best, dim=1, sorted=False).indices
-    # set c holds units c, c + sets, c + 2 sets, ...: its largest member is a maximum over contiguous rows
-    members = pad(norms, (0, sets * SET - units), value=-1.0).view(batch, SET, sets)
-    chosen = members.amax(dim=1).topk(n_best, dim=1, sorted=False).indices
-    among = members.gather(2, chosen[:, None, :].expand(-1, SET, -1)).flatten(1)
-    found = among.topk(n_best, dim=1, sorted=False).indices
-    return torch.div(found, n_best, rounding_mode="floor") * sets + chosen.gather(1, found % n_best)
 
 
 @functools.cache
@@ -136,12 +134,12 @@ def gate_screened(
         norms = torch.mul(pre, pre, out=buffer[1, : len(here)])
         if rank > 1:
             norms = (norms.view(-1, len(add_up)) @ add_up).view(len(here), -1)
-        found = best(norms, n_best + SPARE)
+        found = bags.best(norms, n_best + SPARE)
         reach = norms.gather(1, found).amin(dim=1).float().sqrt_().mul_(1 + lost_share)
         reach += torch.linalg.vector_norm(here - x_low, dim=1) * size
         reach += torch.linalg.vector_norm(here, dim=1) * (lost + lost_sums) + lost_bias
 
-        exact = project(found, here, rows, rank).add_(bias[found])
+        exact = bags.project(found, here, rows, rank).add_(bias[found])
         if rectify:
             exact.relu_()
         squares = exact.square().sum(-1)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sasa_theory.models.bags import bags, outer, project
+from sasa_theory.models import bags
 from sasa_theory.models.gate_chunks import gate
 
 
@@ -33,7 +33,7 @@ def combine(
     index: "Int[Tensor, 'B s']", values: "Float[Tensor, 'B s r']", rows: "Float[Tensor, 'Kr D']"
 ) -> "Float[Tensor, 'B D']":
     """Weighted sums of decoder rows, differentiable in values and rows; index -1 is an empty slot."""
-    out: Tensor = _Combine.apply(index, values, rows)
+    out: Tensor = _Combine.apply(index, values.to(rows.dtype), rows)
     return out
 
 
@@ -57,8 +57,8 @@ class _Encode(torch.autograd.Function):
         if ctx.rectify:
             grad = grad * (values > 0)
         by_column = w_enc.T.contiguous()  # no copy where the weights are stored column by column
-        gradient, sums = outer(index, grad, x, len(by_column), with_sums=True)
-        grad_x = bags(index, grad, by_column) if ctx.needs_input_grad[0] else None
+        gradient, sums = bags.fastest(x).outer(index, grad, x, len(by_column), with_sums=True)
+        grad_x = bags.fastest(x).bags(index, grad, by_column) if ctx.needs_input_grad[0] else None
         return grad_x, gradient.T, sums, -(w_enc @ sums), None, None, None
 
 
@@ -66,7 +66,7 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, index: Tensor, values: Tensor, rows: Tensor) -> Tensor:
         ctx.save_for_backward(index, values, rows)
-        return bags(index, values, rows.contiguous())
+        return bags.fastest(rows).bags(index, values, rows.contiguous())
 
     @staticmethod
     @once_differentiable
@@ -75,7 +75,7 @@ class _Combine(torch.autograd.Function):
         grad = grads[0].contiguous()
         grad_values = grad_rows = None
         if ctx.needs_input_grad[1]:
-            grad_values = project(index, grad, rows.contiguous(), values.shape[2])
+            grad_values = bags.fastest(rows).project(index, grad, rows.contiguous(), values.shape[2])
         if ctx.needs_input_grad[2]:
-            grad_rows, _ = outer(index, values, grad, len(rows))
+            grad_rows, _ = bags.fastest(rows).outer(index, values, grad, len(rows))
         return None, grad_values, grad_rows

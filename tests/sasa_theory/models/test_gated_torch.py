@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sasa_theory.models import gate_chunks, gated_torch
+from sasa_theory.models import bags, gate_chunks, gated_torch
 
 cases = st.fixed_dictionaries(
     {
@@ -98,7 +98,7 @@ def test_two_rounds_choose_as_one(batch, units, share, whole, seed):
     norms = torch.rand(batch, units, generator=g)
     norms = (4 * norms).floor() if whole else norms
     n_best = max(1, round(share * units))
-    index = gate_chunks.best(norms, n_best)
+    index = bags.best(norms, n_best)
     assert all(len(set(row)) == n_best for row in index.tolist())
     chosen = norms.gather(1, index).sort(dim=1, descending=True).values
     assert torch.equal(chosen, norms.topk(n_best, dim=1).values)
@@ -182,8 +182,8 @@ def test_a_batch_that_bf16_cannot_settle_is_given_up_early(monkeypatch):
     monkeypatch.setattr(gate_chunks, "CHUNK_LOW", 2 * 64 * 5)
     monkeypatch.setattr(gate_chunks, "screening_pays", lambda *_: True)
     calls = []
-    project = gate_chunks.project
-    monkeypatch.setattr(gate_chunks, "project", lambda *args: calls.append(1) or project(*args))
+    project = bags.project
+    monkeypatch.setattr(bags, "project", lambda *args: calls.append(1) or project(*args))
     index, values = gate_chunks.gate(torch.ones(50, 8), torch.ones(8, 64), torch.zeros(64), 2, 3, False)
     assert len(calls) == 1
     assert torch.equal(values, torch.full((50, 3, 2), 8.0))
