@@ -6,7 +6,9 @@ and whether higher or lower is better.
 
 from sasa_theory.evaluation.base import Calculator, describe
 from sasa_theory.evaluation.covering import CoveringResult, covering_numbers
+from sasa_theory.evaluation.detection import Detection
 from sasa_theory.evaluation.driver import count_owners, evaluate, run, standard_calculators
+from sasa_theory.evaluation.factors import FactorRecovery, oracle_recovery
 from sasa_theory.evaluation.planted import FeatureEnergy, OwnerCount, decoder_grams, owning_units
 from sasa_theory.evaluation.reconstruction import Cosine, DeadShare, ExplainedVariance, Sparsity
 from sasa_theory.evaluation.subspaces import (
@@ -26,7 +28,9 @@ __all__ = [
     "Cosine",
     "CoveringResult",
     "DeadShare",
+    "Detection",
     "ExplainedVariance",
+    "FactorRecovery",
     "FeatureEnergy",
     "OwnerCount",
     "Sparsity",
@@ -43,6 +47,7 @@ __all__ = [
     "map_directions",
     "match",
     "mean_max_decoder_cosine",
+    "oracle_recovery",
     "owning_units",
     "run",
     "standard_calculators",

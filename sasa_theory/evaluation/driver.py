@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from sasa_theory.evaluation.base import Calculator, describe
+from sasa_theory.evaluation.detection import Detection
+from sasa_theory.evaluation.factors import FactorRecovery
 from sasa_theory.evaluation.planted import FeatureEnergy, OwnerCount, OwnerCountResult
 from sasa_theory.evaluation.reconstruction import Cosine, DeadShare, ExplainedVariance, Sparsity, Units
 from sasa_theory.evaluation.subspaces import Subspaces, UnitRanks, decoder_cosine
@@ -31,10 +33,17 @@ if TYPE_CHECKING:
     Rows: TypeAlias = World | Dataset | Source | Iterable[Tensor]
 
 
-def standard_calculators(model: "Model", world: "World | None" = None) -> list[Calculator]:
-    """Explained variance, cosine, L0, dead units and ranks; with a `world`, energy per feature and subspaces too.
+#: largest number of (feature, unit, column, column) cells that the standard calculators fill
+MOST_PAIRS = 1 << 25
 
-    Owners are counted on points of one feature at a time, which a stream need not hold: see `count_owners`.
+
+def standard_calculators(model: "Model", world: "World | None" = None) -> list[Calculator]:
+    """Explained variance, cosine, L0, dead units and ranks; with a `world`, what its features became too.
+
+    That is energy per feature and subspaces, per-block recovery where features have several dimensions, detection
+    where all have one. In a world of very many features only detection is left: the others hold numbers for every pair
+    of a feature and a unit. Owners are counted on points of one feature at a time, which a stream need not hold: see
+    `count_owners`.
     """
     encoder, decoder = model.blocks()
     calculators: list[Calculator] = [
@@ -44,13 +53,18 @@ def standard_calculators(model: "Model", world: "World | None" = None) -> list[C
         DeadShare(),
         UnitRanks(encoder, decoder),
     ]
-    if world is not None:
-        frames = world.frames()
-        calculators += [
-            FeatureEnergy(frames, decoder, bias=world.bias),
-            Subspaces(frames, decoder),
-        ]
-    return calculators
+    if world is None:
+        return calculators
+    frames = world.frames()
+    if not _very_many(model, world):
+        calculators += [FeatureEnergy(frames, decoder, bias=world.bias), Subspaces(frames, decoder)]
+    several = max(world.dims) > 1
+    return [*calculators, FactorRecovery(frames, decoder) if several else Detection(frames, decoder)]
+
+
+def _very_many(model: "Model", world: "World") -> bool:
+    """Whether numbers for every (feature, unit, column, column) would fill gigabytes."""
+    return len(world.dims) * model.n_units * model.rank**2 > MOST_PAIRS
 
 
 def run(
@@ -85,7 +99,7 @@ def evaluate(
     owners = None
     if calculators is None:
         calculators = standard_calculators(model, world)
-        if world is not None:
+        if world is not None and not _very_many(model, world):
             owners = count_owners(model, world, min(5000, max(1000, n_rows // len(world.dims))), batch_size=batch_size)
     rows = feed(model, source, n_rows, calculators, batch_size=batch_size)
     metrics = {calculator.name: describe(calculator.compute()) for calculator in calculators}
