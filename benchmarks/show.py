@@ -127,13 +127,14 @@ def tables(folder: Path) -> str:
     return "\n".join(part for part in text if part)
 
 
-def write_readme(readme: Path, folder: Path) -> Path:
-    """Put the tables between the marks of a README; raises UsageError when they are not there."""
+def write_readme(readme: Path, folder: Path, picture: str | None = None) -> Path:
+    """Put the tables, and a link to the picture, between the marks of a README; UsageError when they are not there."""
     before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UsageError(f"{readme} has no lines {BEGIN!r} and {END!r}; the tables go between them")
-    return write_text(readme, f"{before}{begin}\n\n{tables(folder)}\n{end}{after}")
+    drawn = f"![Seconds a step against K, r, L0 and batch]({picture})\n\n" if picture else ""
+    return write_text(readme, f"{before}{begin}\n\n{drawn}{tables(folder)}\n{end}{after}")
 
 
 def _step_table(result: dict[str, Any], device: str) -> str:

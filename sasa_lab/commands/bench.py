@@ -110,12 +110,11 @@ def _lasso(options: Options) -> None:
 def _show(options: Options) -> None:
     from benchmarks.show import tables, write_readme
 
-    if options.readme:
-        tell(f"written: {write_readme(Path('README.md'), options.out)}")
     tell(tables(options.out))
     picture = _draw(options)
-    if options.readme and picture is not None:
-        tell(f"copied: {write_bytes(Path('docs') / 'step.png', picture.read_bytes())}")
+    if options.readme:
+        shown = write_bytes(Path("docs/step.png"), picture.read_bytes()) if picture else None
+        tell(f"written: {write_readme(Path('README.md'), options.out, shown.as_posix() if shown else None)}")
 
 
 def _draw(options: Options) -> Path | None:

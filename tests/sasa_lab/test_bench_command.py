@@ -39,7 +39,8 @@ def test_readme_gets_its_tables_and_the_picture(lab, here):
     )
     done = lab("bench", "show", "--readme", "--out", "out")
     assert done.status == 0, done.err
-    assert "sasa-lab sasa" in Path("README.md").read_text() and Path("docs/step.png").is_file()
+    written = Path("README.md").read_text()
+    assert "sasa-lab sasa" in written and "](docs/step.png)" in written and Path("docs/step.png").is_file()
 
 
 def test_data_compares_every_world_and_store_with_the_step(lab, here, monkeypatch):
