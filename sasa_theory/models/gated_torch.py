@@ -15,6 +15,16 @@ from sasa_theory.models import bags
 from sasa_theory.models.gate_chunks import gate
 
 
+def available(*tensors: Tensor) -> bool:
+    """Whether this path applies: tensors of one float type on one CPU or CUDA device."""
+    first = tensors[0]
+    return (
+        first.device.type in ("cpu", "cuda")
+        and first.dtype in (torch.float32, torch.float64)
+        and all((tensor.device, tensor.dtype) == (first.device, first.dtype) for tensor in tensors)
+    )
+
+
 def encode(
     x: "Float[Tensor, 'B D']",
     w_enc: "Float[Tensor, 'D Kr']",
