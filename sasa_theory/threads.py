@@ -6,6 +6,7 @@ parallel loops would bring, which fights with the pool of the matrix products fo
 
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -34,3 +35,26 @@ def split(loop: Callable[..., None], length: int, *arguments: object, cuts: "Seq
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="sasa-loops")
+
+
+def spread(work: Callable[[int], None]) -> None:
+    """Run work(0), work(1), ... side by side, as many as torch has threads, each with torch's own pool switched off.
+
+    For work that multiplies matrices and runs compiled loops by turns: torch's threads would wait for the next product
+    at full speed, and take the cores from the loops.
+    """
+    threads = torch.get_num_threads()
+    waiting = [_workers(threads).submit(work, i) for i in range(threads)]
+    for piece in waiting:
+        piece.result()
+
+
+@functools.cache
+def _workers(threads: int) -> ThreadPoolExecutor:
+    pool = ThreadPoolExecutor(threads, "sasa-products", torch.set_num_threads, (1,))
+    # all are born now, so that the number they set for themselves is not the one later threads begin with
+    barrier = threading.Barrier(threads)
+    for piece in [pool.submit(barrier.wait) for _ in range(threads)]:
+        piece.result()
+    torch.set_num_threads(threads)
+    return pool

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sasa_theory.models import gated_step
 from sasa_theory.models.codes import Codes
+from sasa_theory.models.form import GatedForm
 from synthetic.errors import UsageError
 
 
@@ -126,6 +127,13 @@ class SparseModel(nn.Module):
 
     def post_step(self, loss: Loss) -> None:
         """Constraints (gauge, unit rows) and running statistics after an optimiser step."""
+
+    def gated_form(self) -> GatedForm | None:
+        """The same loss and constraint in numbers, for the compiled step; None: only `loss` and `post_step` say it.
+
+        A subclass that changes what the form says must return its own form, or None.
+        """
+        return None
 
     def export(self) -> "tuple[dict[str, Any], dict[str, Tensor]]":
         """The model as SAELens stores it for inference: cfg fields (with "architecture") and tensors.

@@ -20,6 +20,7 @@ from torch import Tensor
 from sasa_theory.models.auxiliary import auxiliary_loss
 from sasa_theory.models.base import Loss, SparseModel, reconstruction_error, require_number, require_positive
 from sasa_theory.models.codes import Codes
+from sasa_theory.models.form import GatedForm
 from sasa_theory.models.gate import best_units
 from sasa_theory.models.nuclear import block_nuclear_norm, map_nuclear_norm
 from sasa_theory.models.registry import architectures
@@ -87,6 +88,13 @@ class SASA(SparseModel):
         """The published code's "topk_sasa"."""
         fields = {"n_groups": self.n_units, "group_rank": self.rank, "k_groups": self.active_groups}
         return {"architecture": "topk_sasa", **fields}, self.linear_tensors()
+
+    def gated_form(self) -> GatedForm | None:
+        """The Top-s gate with the gauge, and the nuclear charge."""
+        price = self.nuclear if self.penalty == "map" else self.nuclear / self.n_units
+        constraint: Literal["blocks"] | None = "blocks" if self.gauge else None
+        everyone = self.penalise == "all"
+        return GatedForm(self.active_groups, False, self.aux_groups, constraint, self.penalty, price, everyone)
 
     @torch.no_grad()
     def post_step(self, loss: Loss) -> None:

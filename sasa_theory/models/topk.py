@@ -21,6 +21,7 @@ from sasa_theory.models.base import (
     unit_rows_,
 )
 from sasa_theory.models.codes import Codes
+from sasa_theory.models.form import GatedForm
 from sasa_theory.models.gate import best_units
 from sasa_theory.models.registry import architectures
 from synthetic.errors import UsageError
@@ -62,6 +63,10 @@ class TopK(SparseModel):
         name = "abstopk" if self.signed else "topk"
         fields = {"architecture": name, "k": self.active_latents, "rescale_acts_by_decoder_norm": False}
         return fields, self.linear_tensors()
+
+    def gated_form(self) -> GatedForm | None:
+        """The Top-s gate with unit decoder rows."""
+        return GatedForm(self.active_latents, not self.signed, self.aux_latents, "rows")
 
     def post_step(self, loss: Loss) -> None:
         """Unit decoder rows."""

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from sasa_theory import saelens
 from sasa_theory.files import write_text
 from sasa_theory.models.base import Loss, SparseModel
+from sasa_theory.models.compiled import compiled_step
 from sasa_theory.models.normaliser import Context, NormalisedModel, Normaliser
 from sasa_theory.training import parallel
 from sasa_theory.training.firing import FiringTracker
@@ -76,6 +77,7 @@ class Trainer:
         self.deadline, self.progress = deadline, progress
         self.firing = FiringTracker(model.n_units, settings.dead_window, settings.dead_threshold, self.device)
         self.optimizer = _optimizer(model, settings)
+        self.compiled = compiled_step(model, self.optimizer)
         self.normaliser = Normaliser.identity(model.width_in).to(self.device)
         self.step = 0
         self._log: list[str] = []
@@ -144,18 +146,26 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(self.step)
         autocast = settings.autocast and self.device.type == "cuda"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
-            loss = model.loss(z, self.firing.dead(), settings.penalty_scale(self.step))
+        dead, scale = self.firing.dead(), settings.penalty_scale(self.step)
+        if self.compiled is not None:
+            loss = self.compiled.gradients(z, dead, scale)
+        else:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
+                loss = model.loss(z, dead, scale)
         if not bool(torch.isfinite(loss.total)):  # before the weights see it, while the batch is at hand
             require_rows(x, model.width_in, f"batch {self.step}")
             raise DataError(f"the loss is not finite at step {self.step} though the data are; lower the learning rate")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
-        parallel.average_gradients(model)
-        if settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], settings.clip_norm)
-        self.optimizer.step()
-        model.post_step(loss)
+        if self.compiled is not None:
+            parallel.average_gradients(model)
+            self.compiled.update(settings.clip_norm)
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.total.backward()
+            parallel.average_gradients(model)
+            if settings.clip_norm is not None:
+                nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], settings.clip_norm)
+            self.optimizer.step()
+            model.post_step(loss)
         parallel.average_buffers(model)
         self.firing.update(loss.codes)
         self.step += 1

@@ -1,0 +1,286 @@
+"""Loops of the screened gate: round to int8, list the candidates, compute those exactly, keep the best.
+
+Every loop runs over rows or units [start, stop), one range per thread (`sasa_theory.threads`).
+"""
+
+import numba
+import numpy as np
+from numpy import ndarray
+
+#: sums may be reordered and fused, as a BLAS does; NaN and Inf keep their meaning
+compiled = numba.njit(nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, cache=True)
+
+#: rounding errors of a screened coefficient are taken to stay below this many of their standard deviations
+SIGMAS = np.float32(6.0)
+ZERO = np.float32(0.0)
+TOP = np.float32(127.0)
+#: units looked at together before any is compared on its own
+BLOCK = 32
+LAST, MASK = np.int64(2**31 - 1), np.int64(2**32 - 1)
+
+
+@compiled
+def subtract(start: int, stop: int, x: ndarray, shift: ndarray, out: ndarray) -> None:
+    """out = x - shift."""
+    for t in range(start, stop):
+        row, target = x[t], out[t]
+        for d in range(len(row)):
+            target[d] = row[d] - shift[d]
+
+
+@compiled
+def quantise(
+    start: int, stop: int, x: ndarray, balance: ndarray, rank: int, out: ndarray, scale: ndarray, noise: ndarray
+) -> None:
+    """Rows of x, times balance, in int8: out = round(that / scale), scale = max|that| / 127 (0 for a zero row).
+
+    noise = (scale^2 / 12, ||that||^2): the variance of an entry's rounding error, and what the other side's errors
+    meet. Row k rank + j goes to place j K + k: the columns of one number of all units side by side. `out` may be wider
+    than x; zeros follow.
+    """
+    units = len(x) // rank
+    width = x.shape[1]
+    scaled = np.empty(width, np.float32)
+    for t in range(start, stop):
+        row = x[t]
+        place = (t % rank) * units + t // rank
+        top, total = ZERO, ZERO
+        for d in range(width):
+            v = row[d] * balance[d]
+            scaled[d] = v
+            top = max(top, abs(v))
+            total += v * v
+        scale[place] = top / TOP
+        noise[place, 0], noise[place, 1] = scale[place] * scale[place] / np.float32(12), total
+        inverse = TOP / top if top > 0 else ZERO
+        target = out[place]
+        for d in range(width):
+            target[d] = np.int8(np.rint(scaled[d] * inverse))
+        target[width:] = 0
+
+
+@compiled
+def shortlist(
+    start: int,
+    stop: int,
+    first: int,
+    pre: ndarray,
+    row_scale: ndarray,
+    row_noise: ndarray,
+    scale: ndarray,
+    noise: ndarray,
+    bias: ndarray,
+    rank: int,
+    rectify: bool,
+    n_best: int,
+    index: ndarray,
+    bound: ndarray,
+) -> None:
+    """The units of rows first + [start, stop) that may be among the n_best of largest norm, from the products `pre`.
+
+    pre (rows, r K) times row_scale and scale, plus bias, are the coefficients up to errors of standard deviation
+    sqrt(row_noise_0 noise_1 + noise_0 row_noise_1). index[row] gets at most index.shape[1] units, -1 in the rest;
+    bound[row] what the norm of a unit that is not listed cannot exceed (but for SIGMAS deviations).
+    """
+    units, slots = pre.shape[1] // rank, index.shape[1]
+    kept = min(slots + 1, units)
+    norms = np.empty(units, np.float32)
+    # non-negative floats order as their bits do, so that one integer holds a norm and, for ties, its unit
+    bits = norms.view(np.int32)
+    keys = np.empty(units, np.int64)
+    top_noise, top_norm = ZERO, ZERO
+    for j in range(len(noise)):
+        top_noise, top_norm = max(top_noise, noise[j, 0]), max(top_norm, noise[j, 1])
+    share = np.float32(-1)  # square of the last row's smallest candidate, over the row's own square
+    for p in range(start, stop):
+        t = first + p
+        here = row_scale[t]
+        norms[:] = ZERO
+        for j in range(rank):
+            span = slice(j * units, (j + 1) * units)
+            part, size, shift = pre[p, span], scale[span], bias[span]
+            if rectify:
+                for k in range(units):
+                    v = max(np.float32(part[k]) * (here * size[k]) + shift[k], ZERO)
+                    norms[k] += v * v
+            else:
+                for k in range(units):
+                    v = np.float32(part[k]) * (here * size[k]) + shift[k]
+                    norms[k] += v * v
+        margin = SIGMAS * np.sqrt(row_noise[t, 0] * top_norm + top_noise * row_noise[t, 1])
+        # rows resemble each other: list what exceeds the last row's level, and only if that is too little, the best
+        found, floor = 0, share * row_noise[t, 1] * np.float32(0.9)
+        if share >= 0:
+            found = above(bits, floor, keys)
+        listed = keys[:found]
+        listed.sort()
+        # the n_best-th largest norm is at least this
+        least = norm_of(norms, listed[found - n_best]) - margin if found >= n_best else ZERO
+        if found < n_best or np.sqrt(floor) + margin >= least:
+            listed, floor, found = keys[:kept], ZERO, kept
+            best(bits, listed)
+            listed.sort()
+            least = norm_of(norms, listed[kept - n_best]) - margin
+        count = 0
+        while count < min(slots, found) and norm_of(norms, listed[found - 1 - count]) + margin >= least:
+            index[t, count] = unit_of(listed[found - 1 - count])
+            count += 1
+        index[t, count:] = -1
+        # what is not listed is no larger than the next in line; nothing is left out of all units
+        rest = norm_of(norms, listed[found - 1 - count]) if count < found else np.sqrt(floor)
+        bound[t] = rest + margin if count < units else ZERO
+        share = max(least - margin, ZERO) ** 2 / row_noise[t, 1] if row_noise[t, 1] > 0 else np.float32(-1)
+
+
+@numba.njit(inline="always")
+def unit_of(key: np.int64) -> np.int64:
+    """The unit of a key: norm's bits * 2^32 + (2^31 - 1 - unit)."""
+    return LAST - (key & MASK)
+
+
+@numba.njit(inline="always")
+def norm_of(norms: ndarray, key: np.int64) -> np.float32:
+    """The norm of a key's unit."""
+    return np.sqrt(norms[unit_of(key)])
+
+
+@compiled
+def above(bits: ndarray, floor: float, keys: ndarray) -> int:
+    """Write the keys of all norms above `floor` and return how many they are."""
+    level = np.array([floor], np.float32).view(np.int32)[0]
+    found = 0
+    for low in range(0, len(bits), BLOCK):
+        high = min(low + BLOCK, len(bits))
+        top = np.int32(0)
+        for k in range(low, high):
+            top = max(top, bits[k])
+        if top > level:
+            for k in range(low, high):
+                if bits[k] > level:
+                    keys[found] = (np.int64(bits[k]) << 32) | (LAST - k)
+                    found += 1
+    return found
+
+
+@compiled
+def best(bits: ndarray, heap: ndarray) -> None:
+    """Fill `heap` with the keys of the largest norms (as bits), the least of them at its root; ties to lower units."""
+    kept, units = len(heap), len(bits)
+    for i in range(kept):
+        heap[i] = (np.int64(bits[i]) << 32) | (LAST - i)
+    for i in range(kept // 2 - 1, -1, -1):
+        sift(heap, i)
+    worst = np.int32(heap[0] >> 32)
+    for low in range(kept, units, BLOCK):
+        high = min(low + BLOCK, units)
+        top = np.int32(0)
+        for k in range(low, high):
+            top = max(top, bits[k])
+        if top > worst:
+            for k in range(low, high):
+                if bits[k] > worst:
+                    heap[0] = (np.int64(bits[k]) << 32) | (LAST - k)
+                    sift(heap, 0)
+                    worst = np.int32(heap[0] >> 32)
+
+
+@numba.njit(inline="always")
+def sift(heap: ndarray, i: int) -> None:
+    """Restore the heap below slot i."""
+    moved, end = heap[i], len(heap)
+    while True:
+        child = 2 * i + 1
+        if child >= end:
+            break
+        if child + 1 < end and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= moved:
+            break
+        heap[i] = heap[child]
+        i = child
+    heap[i] = moved
+
+
+@compiled
+def exact(
+    start: int,
+    stop: int,
+    starts: ndarray,
+    pairs: ndarray,
+    x: ndarray,
+    rows: ndarray,
+    bias: ndarray,
+    rectify: bool,
+    out: ndarray,
+) -> None:
+    """out[t, i, j] = <x[t], rows[k r + j]> + bias[k r + j] for the pairs (t, i) of the units k, rectified if asked."""
+    _, slots, rank = out.shape
+    for k in range(start, stop):
+        p, end = starts[k], starts[k + 1]
+        while p < end:
+            # four rows of x against each weight row: it is read once for them
+            several = p + 4 <= end
+            n = 4 if several else 1
+            t0, i0 = pairs[p] // slots, pairs[p] % slots
+            q = p + n - 1
+            t1, i1 = (pairs[p + 1] // slots, pairs[p + 1] % slots) if several else (t0, i0)
+            t2, i2 = (pairs[p + 2] // slots, pairs[p + 2] % slots) if several else (t0, i0)
+            t3, i3 = pairs[q] // slots, pairs[q] % slots
+            x0, x1, x2, x3 = x[t0], x[t1], x[t2], x[t3]
+            for j in range(rank):
+                row, shift = rows[k * rank + j], bias[k * rank + j]
+                s0, s1, s2, s3 = shift, shift, shift, shift
+                if several:
+                    for d in range(len(row)):
+                        w = row[d]
+                        s0 += x0[d] * w
+                        s1 += x1[d] * w
+                        s2 += x2[d] * w
+                        s3 += x3[d] * w
+                    out[t1, i1, j] = max(s1, ZERO) if rectify else s1
+                    out[t2, i2, j] = max(s2, ZERO) if rectify else s2
+                    out[t3, i3, j] = max(s3, ZERO) if rectify else s3
+                else:
+                    for d in range(len(row)):
+                        s0 += x0[d] * row[d]
+                out[t0, i0, j] = max(s0, ZERO) if rectify else s0
+            p += n
+
+
+@compiled
+def keep(
+    start: int, stop: int, index: ndarray, values: ndarray, bound: ndarray, out: ndarray, kept: ndarray, sure: ndarray
+) -> None:
+    """The s = out.shape[1] listed units of largest norm and their coefficients, largest first; ties to lower units.
+
+    sure[t]: the least of them is no smaller than anything that was not listed. A row with NaN gets NaN.
+    """
+    _, slots, rank = values.shape
+    n_best = out.shape[1]
+    norms = np.empty(slots, np.float32)
+    bits = norms.view(np.int32)
+    keys = np.empty(slots, np.int64)
+    place = np.empty(slots, np.int64)
+    for t in range(start, stop):
+        count = 0
+        while count < slots and index[t, count] >= 0:
+            total = ZERO
+            for j in range(rank):
+                total += values[t, count, j] * values[t, count, j]
+            norms[count] = total
+            keys[count] = (np.int64(bits[count]) << 32) | (LAST - index[t, count])
+            count += 1
+        if count < n_best:  # NaN compares as nothing does: let the loss see it
+            for i in range(n_best):
+                out[t, i] = i
+            kept[t] = np.nan
+            sure[t] = True
+            continue
+        order = np.argsort(keys[:count])
+        place[:count] = order
+        for i in range(n_best):
+            slot = place[count - 1 - i]
+            out[t, i] = index[t, slot]
+            for j in range(rank):
+                kept[t, i, j] = values[t, slot, j]
+        sure[t] = np.sqrt(norms[place[count - n_best]]) >= bound[t]

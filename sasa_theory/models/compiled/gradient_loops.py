@@ -1,0 +1,199 @@
+"""Loops of the compiled step behind the gate: decode, then every gradient, unit by unit while its blocks are in cache.
+
+Unit k owns rows k r .. (k+1) r of both weights; its (row, slot) pairs come from `by_unit`. A thread owns the units
+[start, stop), so every row of a gradient is written by one thread.
+"""
+
+import numpy as np
+from numpy import ndarray
+
+from sasa_theory.models.compiled.gate_loops import ZERO, compiled
+from sasa_theory.models.compiled.nuclear_loops import charge_decoder, charge_map
+
+#: what a group is charged for
+NO_CHARGE, MAP, DECODER = 0, 1, 2
+
+
+@compiled
+def by_unit(index: ndarray, n_units: int) -> tuple[ndarray, ndarray]:
+    """The (row, slot) pairs sorted by unit: (starts (K + 1,), pairs) with pair = row * s + slot; index -1 left out."""
+    flat = index.ravel()
+    starts = np.zeros(n_units + 1, np.int64)
+    for unit in flat:
+        if unit >= 0:
+            starts[unit + 1] += 1
+    for k in range(n_units):
+        starts[k + 1] += starts[k]
+    place = starts[:-1].copy()
+    pairs = np.empty(starts[-1], np.int64)
+    for pair in range(len(flat)):
+        unit = flat[pair]
+        if unit >= 0:
+            pairs[place[unit]] = pair
+            place[unit] += 1
+    return starts, pairs
+
+
+@compiled
+def decode(
+    start: int,
+    stop: int,
+    index: ndarray,
+    values: ndarray,
+    rows: ndarray,
+    bias: ndarray,
+    x: ndarray,
+    xhat: ndarray,
+    residual: ndarray,
+    error: ndarray,
+) -> None:
+    """xhat[t] = bias + sum over slots and columns of values times rows; residual = x - xhat, error[t] its square.
+
+    An index of -1 is skipped; `xhat` is not kept where it is empty.
+    """
+    _, slots, rank = values.shape
+    at = np.empty(slots * rank + 3, np.int64)
+    weight = np.empty(slots * rank + 3, np.float32)
+    spare = np.empty(x.shape[1], np.float32)
+    for t in range(start, stop):
+        count = 0
+        for i in range(slots):
+            unit = index[t, i]
+            if unit >= 0:
+                for j in range(rank):
+                    if values[t, i, j] != 0:
+                        at[count], weight[count] = unit * rank + j, values[t, i, j]
+                        count += 1
+        while count % 4:
+            at[count], weight[count] = at[count - 1], ZERO
+            count += 1
+        target = xhat[t] if len(xhat) > 0 else spare
+        target[:] = bias
+        for c in range(0, count, 4):
+            w0, w1, w2, w3 = weight[c], weight[c + 1], weight[c + 2], weight[c + 3]
+            r0, r1, r2, r3 = rows[at[c]], rows[at[c + 1]], rows[at[c + 2]], rows[at[c + 3]]
+            for d in range(len(target)):
+                target[d] += w0 * r0[d] + w1 * r1[d] + w2 * r2[d] + w3 * r3[d]
+        here, out = x[t], residual[t]
+        total = ZERO
+        for d in range(len(target)):
+            v = here[d] - target[d]
+            total += v * v
+            out[d] = v
+        error[t] = total
+
+
+@compiled
+def backward(
+    start: int,
+    stop: int,
+    starts: ndarray,
+    pairs: ndarray,
+    values: ndarray,
+    residual: ndarray,
+    x: ndarray,
+    enc: ndarray,
+    dec: ndarray,
+    rectify: bool,
+    touched: ndarray,
+    charge: int,
+    price: float,
+    everyone: bool,
+    grad_enc: ndarray,
+    grad_dec: ndarray,
+    sums: ndarray,
+    cost: ndarray,
+) -> None:
+    """Gradients of mean ||residual||^2, the nuclear charge included, by the encoder's columns and the decoder's rows.
+
+    With c = -2 / B: d/d values = c <residual, decoder row>; grad_dec = sum of c values residual; grad_enc = sum of
+    (d/d values) x; sums = the same without x, the bias's gradient. Where touched[k] the sums go on from what is there,
+    otherwise from zero. `charge` adds price times the nuclear norm of D_k E_k (MAP) or D_k (DECODER), of the units that
+    are on or of `everyone`; cost[k] gets the norm.
+    """
+    _, slots, rank = values.shape
+    c = np.float32(-2.0 / len(x))
+    for k in range(start, stop):
+        a, b = k * rank, (k + 1) * rank
+        if not touched[k]:
+            grad_dec[a:b] = ZERO
+            grad_enc[a:b] = ZERO
+        sums[a:b] = ZERO
+        p, end = starts[k], starts[k + 1]
+        on = False
+        while p + 4 <= end:
+            t0, i0 = pairs[p] // slots, pairs[p] % slots
+            t1, i1 = pairs[p + 1] // slots, pairs[p + 1] % slots
+            t2, i2 = pairs[p + 2] // slots, pairs[p + 2] % slots
+            t3, i3 = pairs[p + 3] // slots, pairs[p + 3] % slots
+            e0, e1, e2, e3 = residual[t0], residual[t1], residual[t2], residual[t3]
+            x0, x1, x2, x3 = x[t0], x[t1], x[t2], x[t3]
+            for j in range(rank):
+                row, to_dec, to_enc = dec[a + j], grad_dec[a + j], grad_enc[a + j]
+                s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
+                for d in range(len(row)):
+                    w = row[d]
+                    s0 += e0[d] * w
+                    s1 += e1[d] * w
+                    s2 += e2[d] * w
+                    s3 += e3[d] * w
+                v0, v1, v2, v3 = values[t0, i0, j], values[t1, i1, j], values[t2, i2, j], values[t3, i3, j]
+                on |= v0 != 0 or v1 != 0 or v2 != 0 or v3 != 0
+                s0, s1, s2, s3 = c * s0, c * s1, c * s2, c * s3
+                if rectify:
+                    s0, s1 = s0 if v0 > 0 else ZERO, s1 if v1 > 0 else ZERO
+                    s2, s3 = s2 if v2 > 0 else ZERO, s3 if v3 > 0 else ZERO
+                sums[a + j] += s0 + s1 + s2 + s3
+                v0, v1, v2, v3 = c * v0, c * v1, c * v2, c * v3
+                for d in range(len(row)):
+                    to_dec[d] += v0 * e0[d] + v1 * e1[d] + v2 * e2[d] + v3 * e3[d]
+                for d in range(len(row)):
+                    to_enc[d] += s0 * x0[d] + s1 * x1[d] + s2 * x2[d] + s3 * x3[d]
+            p += 4
+        while p < end:
+            t, i = pairs[p] // slots, pairs[p] % slots
+            e, here = residual[t], x[t]
+            for j in range(rank):
+                row, to_dec, to_enc = dec[a + j], grad_dec[a + j], grad_enc[a + j]
+                s = ZERO
+                for d in range(len(row)):
+                    s += e[d] * row[d]
+                v = values[t, i, j]
+                on |= v != 0
+                s = ZERO if rectify and v <= 0 else c * s
+                sums[a + j] += s
+                v = c * v
+                for d in range(len(row)):
+                    to_dec[d] += v * e[d]
+                for d in range(len(row)):
+                    to_enc[d] += s * here[d]
+            p += 1
+        cost[k] = 0.0
+        if charge != NO_CHARGE and (on or everyone):
+            if charge == MAP:
+                cost[k] = charge_map(enc[a:b], dec[a:b], price, grad_enc[a:b], grad_dec[a:b])
+            else:
+                cost[k] = charge_decoder(dec[a:b], price, grad_dec[a:b])
+
+
+@compiled
+def pull_back(start: int, stop: int, sums: ndarray, rows: ndarray, out: ndarray) -> None:
+    """out[start:stop] -= those columns of sums @ rows: the gradient that reaches b_dec through the encoder."""
+    for i in range(len(sums)):
+        w = sums[i]
+        if w != 0:
+            row = rows[i]
+            for d in range(start, stop):
+                out[d] -= w * row[d]
+
+
+@compiled
+def column_sums(start: int, stop: int, x: ndarray, scale: float, out: ndarray) -> None:
+    """out[start:stop] = scale times the sum of those columns of x."""
+    total = np.zeros(stop - start, np.float64)
+    for t in range(len(x)):
+        row = x[t]
+        for d in range(start, stop):
+            total[d - start] += row[d]
+    for d in range(start, stop):
+        out[d] = np.float32(scale * total[d - start])

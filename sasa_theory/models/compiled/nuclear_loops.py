@@ -1,0 +1,127 @@
+"""Nuclear norm of one unit's map or decoder block, and its gradient, from r x r Gram matrices (see models/nuclear.py).
+
+With A (D, r), B (r, D), G_A = A^T A, G_B = B B^T, Q = G_B^{1/2} and Q G_A Q = V S^2 V^T: ||A B||_* = sum S and
+
+    d/dA = A R,  R = Q V S^{-1} V^T Q        d/dB = L B,  L = Z S^{-3} Z^T,  Z = G_A Q V
+
+(Z S^{-1} = P U with P = G_A^{1/2} and U the other singular vectors), over the singular values that are not rounding of
+the largest. Blocks are given with their r rows contiguous: enc = A^T, dec = B.
+"""
+
+import numpy as np
+from numpy import ndarray
+
+from sasa_theory.models.compiled.gate_loops import ZERO, compiled
+
+#: eigenvalues below this share of the largest, times r, are zeros
+ROUNDING = 4 * np.finfo(np.float64).eps
+
+
+@compiled
+def gram(rows: ndarray, out: ndarray) -> None:
+    """out = rows rows^T, summed in float32."""
+    rank, width = rows.shape
+    for i in range(rank):
+        a = rows[i]
+        for j in range(i + 1):
+            b = rows[j]
+            total = ZERO
+            for d in range(width):
+                total += a[d] * b[d]
+            out[i, j] = out[j, i] = total
+
+
+@compiled
+def add_product(left: ndarray, rows: ndarray, out: ndarray) -> None:
+    """out += left @ rows, left (r, r) float64, rows (r, D) float32."""
+    rank, width = rows.shape
+    for i in range(rank):
+        target = out[i]
+        j = 0
+        while j + 2 <= rank:
+            u, v = np.float32(left[i, j]), np.float32(left[i, j + 1])
+            a, b = rows[j], rows[j + 1]
+            for d in range(width):
+                target[d] += u * a[d] + v * b[d]
+            j += 2
+        if j < rank:
+            u, a = np.float32(left[i, j]), rows[j]
+            for d in range(width):
+                target[d] += u * a[d]
+
+
+@compiled
+def outer_sum(columns: ndarray, weights: ndarray, out: ndarray) -> None:
+    """out = columns diag(weights) columns^T."""
+    rank = len(columns)
+    for i in range(rank):
+        for j in range(i + 1):
+            total = 0.0
+            for m in range(rank):
+                total += columns[i, m] * weights[m] * columns[j, m]
+            out[i, j] = out[j, i] = total
+
+
+@compiled
+def product(a: ndarray, b: ndarray, out: ndarray) -> None:
+    """out = a @ b, all (r, r)."""
+    rank = len(a)
+    for i in range(rank):
+        for j in range(rank):
+            total = 0.0
+            for m in range(rank):
+                total += a[i, m] * b[m, j]
+            out[i, j] = total
+
+
+@compiled
+def charge_map(enc: ndarray, dec: ndarray, price: float, grad_enc: ndarray, grad_dec: ndarray) -> float:
+    """||dec^T enc||_* of one unit; adds price times its gradient to both gradients."""
+    rank = len(dec)
+    gram_a, gram_b = np.empty((rank, rank)), np.empty((rank, rank))
+    gram(enc, gram_a)
+    gram(dec, gram_b)
+    values, vectors = np.linalg.eigh(gram_b)
+    floor = max(values[-1], 0.0) * rank * ROUNDING
+    for i in range(rank):
+        values[i] = np.sqrt(values[i]) if values[i] > floor else 0.0
+    root, half, whole = np.empty((rank, rank)), np.empty((rank, rank)), np.empty((rank, rank))
+    outer_sum(vectors, values, root)
+    product(gram_a, root, half)
+    product(root, half, whole)
+    values, vectors = np.linalg.eigh(whole)
+    floor = max(values[-1], 0.0) * rank * ROUNDING
+    inverse, cubed = np.zeros(rank), np.zeros(rank)
+    norm = 0.0
+    for i in range(rank):
+        if values[i] > floor:
+            s = np.sqrt(values[i])
+            norm += s
+            inverse[i], cubed[i] = price / s, price / (s * s * s)
+    side = np.empty((rank, rank))
+    product(root, vectors, side)
+    outer_sum(side, inverse, whole)
+    add_product(whole, enc, grad_enc)
+    product(half, vectors, side)
+    outer_sum(side, cubed, whole)
+    add_product(whole, dec, grad_dec)
+    return norm
+
+
+@compiled
+def charge_decoder(dec: ndarray, price: float, grad_dec: ndarray) -> float:
+    """||dec||_* of one unit; adds price times its gradient."""
+    rank = len(dec)
+    square = np.empty((rank, rank))
+    gram(dec, square)
+    values, vectors = np.linalg.eigh(square)
+    floor = max(values[-1], 0.0) * rank * ROUNDING
+    norm = 0.0
+    for i in range(rank):
+        kept = values[i] > floor
+        s = np.sqrt(values[i]) if kept else 0.0
+        norm += s
+        values[i] = price / s if kept else 0.0
+    outer_sum(vectors, values, square)
+    add_product(square, dec, grad_dec)
+    return norm

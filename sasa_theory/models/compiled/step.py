@@ -1,0 +1,215 @@
+"""Loss, gradients and update of a gated model, compiled.
+
+    step = CompiledStep.of(model, optimizer)      None where the plain path has to do
+    loss = step.gradients(x, dead, scale)         the Loss of model.loss, gradients in every .grad
+    step.update(clip_norm)                        what clipping, optimizer.step() and model.constrain() do
+
+The optimiser stays torch's own object: learning rate and moments are read from it and written to it, so a checkpoint
+does not know which path made it.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from torch import Tensor
+
+from sasa_theory.models.base import Loss, SparseModel
+from sasa_theory.models.codes import Codes
+from sasa_theory.models.compiled import gradient_loops, update_loops
+from sasa_theory.models.compiled.gate import Gate, even
+from sasa_theory.models.compiled.workspace import Workspace
+from sasa_theory.models.form import GatedForm
+from sasa_theory.threads import split
+
+CHARGES = {None: gradient_loops.NO_CHARGE, "map": gradient_loops.MAP, "decoder": gradient_loops.DECODER}
+FIXES = {None: update_loops.FREE, "rows": update_loops.UNIT_ROWS, "blocks": update_loops.UNIT_BLOCKS}
+
+
+class CompiledStep:
+    """Training steps of one model with one optimiser (Adam or AdamW) on a CPU."""
+
+    def __init__(self, model: SparseModel, form: GatedForm, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.form, self.optimizer = model, form, optimizer
+        self.space = Workspace()
+        self.gate = Gate(self.space, model.rank, form.rectify)
+
+    @classmethod
+    def of(cls, model: SparseModel, optimizer: torch.optim.Optimizer) -> "CompiledStep | None":
+        """The compiled step of `model`, or None where only the plain path does what is asked.
+
+        It asks for a gated form that no subclass has changed the loss of, float32 weights on the CPU, the encoder
+        stored column by column, and Adam or AdamW as torch defines them.
+        """
+        form = model.gated_form() if _unchanged(type(model)) else None
+        weights = [model.W_enc, model.b_enc, model.W_dec, model.b_dec]
+        usable = (
+            form is not None
+            and not form.per_batch
+            and {id(p) for p in model.parameters()} == {id(w) for w in weights}
+            and all(w.dtype == torch.float32 and w.device.type == "cpu" for w in weights)
+            and all(w.requires_grad for w in weights if w is not model.b_enc)
+            and model.W_enc.T.is_contiguous()
+            and model.W_dec.is_contiguous()
+            and type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+        )
+        return cls(model, form, optimizer) if usable and form is not None else None
+
+    # ---- loss and gradients ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def gradients(
+        self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0
+    ) -> Loss:
+        """The loss of a batch, as `model.loss` gives it, with its gradient in every parameter's .grad.
+
+        Codes and reconstruction lie in buffers that the next call writes over.
+        """
+        model, form, space = self.model, self.form, self.space
+        rows = x.contiguous().numpy()
+        batch, n_units = len(rows), model.n_units
+        enc, dec, bias = model.W_enc.T.numpy(), model.W_dec.numpy(), model.b_enc.numpy()
+        grad_enc, grad_dec = space("grad enc", enc.shape), space("grad dec", dec.shape)
+        grad_b_enc, grad_b_dec = space("grad b_enc", bias.shape), space("grad b_dec", (model.width_in,))
+
+        moved, index, values = self.gate.choose("main", rows, model.b_dec.numpy(), enc, bias, form.n_best)
+        xhat, residual = space("xhat", rows.shape), space("residual", rows.shape)
+        error = space("error", (batch,))
+        split(gradient_loops.decode, batch, index, values, dec, model.b_dec.numpy(), rows, xhat, residual, error)
+        parts = {"reconstruction": float(error.sum(dtype=np.float64)) / batch}
+
+        touched = space("touched", (n_units,), np.bool_)
+        touched[:] = False
+        auxiliary, aux_sums = self._auxiliary(residual, dead, touched, grad_enc, grad_dec)
+
+        cost = space("cost", (n_units,), np.float64)
+        starts, pairs = gradient_loops.by_unit(index, n_units)
+        price = form.price * penalty_scale
+        charge = CHARGES[form.penalty] if price > 0 else gradient_loops.NO_CHARGE
+        split(
+            gradient_loops.backward, n_units, starts, pairs, values, residual, moved, enc, dec, form.rectify, touched,
+            charge, price, form.everyone, grad_enc, grad_dec, grad_b_enc, cost, cuts=even(starts),
+        )  # fmt: skip
+        split(gradient_loops.column_sums, model.width_in, residual, -2.0 / batch, grad_b_dec)
+        split(gradient_loops.pull_back, model.width_in, grad_b_enc, enc, grad_b_dec)
+        if aux_sums is not None:
+            grad_b_enc += aux_sums
+        if form.penalty is not None:
+            parts["nuclear"] = price * float(cost.sum())
+        parts["auxiliary"] = auxiliary
+
+        model.W_enc.grad, model.W_dec.grad = torch.from_numpy(grad_enc).T, torch.from_numpy(grad_dec)
+        model.b_enc.grad = torch.from_numpy(grad_b_enc) if model.b_enc.requires_grad else None
+        model.b_dec.grad = torch.from_numpy(grad_b_dec)
+        codes = Codes(torch.from_numpy(index), torch.from_numpy(values), n_units)
+        tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in parts.items()}
+        total = torch.tensor(math.fsum(parts.values()), dtype=torch.float32)
+        return Loss(total, tensors, codes, torch.from_numpy(xhat))
+
+    def _auxiliary(
+        self,
+        residual: ndarray,
+        dead: "Tensor | None",
+        touched: ndarray,
+        grad_enc: ndarray,
+        grad_dec: ndarray,
+    ) -> "tuple[float, ndarray | None]":
+        """The auxiliary loss; its gradients in the dead units' rows, which it marks as touched, and its bias sums."""
+        model, space = self.model, self.space
+        which = np.flatnonzero(dead.numpy()) if dead is not None and self.form.n_aux > 0 else None
+        if which is None or len(which) == 0:
+            return 0.0, None
+        enc, dec, bias = model.W_enc.T.numpy(), model.W_dec.numpy(), model.b_enc.numpy()
+        columns = (which[:, None] * model.rank + np.arange(model.rank)).ravel()
+        n_best = min(self.form.n_aux, len(which))
+        _, place, values = self.gate.choose("aux", residual, None, enc[columns], bias[columns], n_best)
+        index = which[place]
+        left, error = space("aux left", residual.shape), space("aux error", (len(residual),))
+        nothing, unkept = np.zeros(model.width_in, np.float32), np.empty((0, 0), np.float32)
+        split(gradient_loops.decode, len(residual), index, values, dec, nothing, residual, unkept, left, error)
+        starts, pairs = gradient_loops.by_unit(index, model.n_units)
+        sums, cost = space("aux sums", bias.shape), space("cost", (model.n_units,), np.float64)
+        touched[:] = True
+        grad_enc.reshape(model.n_units, -1)[which] = 0
+        grad_dec.reshape(model.n_units, -1)[which] = 0
+        split(
+            gradient_loops.backward, model.n_units, starts, pairs, values, left, residual, enc, dec, self.form.rectify,
+            touched, gradient_loops.NO_CHARGE, 0.0, False, grad_enc, grad_dec, sums, cost, cuts=even(starts),
+        )  # fmt: skip
+        touched[:] = False
+        touched[which] = True
+        return float(error.sum(dtype=np.float64)) / len(residual), sums
+
+    # ---- update ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def update(self, clip_norm: float | None) -> None:
+        """Clip the gradient to `clip_norm`, step Adam, apply the model's constraint: one pass over the weights."""
+        model, space = self.model, self.space
+        given = [p for p in (model.W_enc, model.b_enc, model.W_dec, model.b_dec) if p.grad is not None]
+        share = 1.0
+        if clip_norm is not None:
+            share = min(1.0, clip_norm / (self._norm(given) + 1e-6))
+        settings = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
+        state = {id(p): self._moments(p, share, settings[id(p)]) for p in given}
+        rate, *moments_enc = state[id(model.W_enc)]
+        _, *moments_dec = state[id(model.W_dec)]
+        size = space("size", (model.n_units,))
+        enc, dec = model.W_enc.T.numpy(), model.W_dec.numpy()
+        grad_enc, grad_dec = _grad(model.W_enc).T.numpy(), _grad(model.W_dec).numpy()
+        fix = FIXES[self.form.constraint]
+        split(
+            update_loops.update, model.n_units, rate, model.rank, fix,
+            dec, grad_dec, *moments_dec, enc, grad_enc, *moments_enc, size,
+        )  # fmt: skip
+        for bias in (model.b_enc, model.b_dec):
+            if bias.grad is not None:
+                rate, mean, spread = state[id(bias)]
+                update_loops.adam(rate, bias.numpy(), bias.grad.numpy(), mean, spread)
+        if fix == update_loops.UNIT_BLOCKS:
+            model.b_enc.mul_(torch.from_numpy(size).repeat_interleave(model.rank))
+
+    def _norm(self, given: list[Tensor]) -> float:
+        """Length of the whole gradient."""
+        total = 0.0
+        for p in given:
+            rows = np.atleast_2d((_grad(p).T if p is self.model.W_enc else _grad(p)).numpy())
+            squares = self.space("squares", (len(rows),), np.float64)
+            split(update_loops.square, len(rows), rows, squares)
+            total += float(squares.sum())
+        return math.sqrt(total)
+
+    def _moments(self, p: Tensor, share: float, group: dict[str, Any]) -> tuple[ndarray, ndarray, ndarray]:
+        """One more step in the optimiser's state of p: its rates (see `update_loops.adam`) and both moments."""
+        state = self.optimizer.state[p]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        state["step"] += 1
+        lr, eps = group["lr"], group["eps"]
+        beta1, beta2 = group["betas"]
+        decay = group["weight_decay"] if isinstance(self.optimizer, torch.optim.AdamW) else 0.0
+        t = float(state["step"])
+        corrected = 1 / math.sqrt(1 - beta2**t)
+        rate = np.array([share, lr / (1 - beta1**t), beta1, beta2, corrected, eps, 1 - lr * decay], np.float32)
+        turned = (state["exp_avg"], state["exp_avg_sq"])
+        if p is self.model.W_enc:
+            turned = (turned[0].T, turned[1].T)
+        return rate, turned[0].numpy(), turned[1].numpy()
+
+
+def _unchanged(kind: type[SparseModel]) -> bool:
+    """Whether the class that gives the form also has the last word on everything that the form says."""
+    said = ("loss", "encode", "decode", "post_step", "nuclear_penalty", "pre_activations")
+    owner = next(base for base in kind.__mro__ if "gated_form" in vars(base))
+    return all(getattr(kind, name, None) is getattr(owner, name, None) for name in said)
+
+
+def _grad(p: Tensor) -> Tensor:
+    if p.grad is None:
+        raise RuntimeError("update was called before gradients")
+    return p.grad

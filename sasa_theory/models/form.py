@@ -1,0 +1,26 @@
+"""What a faster training step must know of a gated model: how its loss is made, in numbers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class GatedForm:
+    """A loss of the form: Top-s gate of the rectified or signed codes, linear decoder, mean square error, auxiliary loss.
+
+    n_best      units on per row (s); on average, where `per_batch` chooses the B s largest of the batch.
+    rectify     negative coefficients count as zero.
+    n_aux       dead units asked to explain each row's residual.
+    constraint  what follows a step: decoder rows of length 1, or decoder blocks of Frobenius norm sqrt(r) with the
+                encoder scaled back, or nothing.
+    penalty     nuclear norm of the map or of the decoder block, times `price` for each unit that is on, or `everyone`.
+    """
+
+    n_best: int
+    rectify: bool
+    n_aux: int
+    constraint: Literal["rows", "blocks"] | None = None
+    penalty: Literal["map", "decoder"] | None = None
+    price: float = 0.0
+    everyone: bool = False
+    per_batch: bool = False

@@ -1,0 +1,109 @@
+"""The screened gate against the exact one: whatever int8 rounds away, the choice is that of float64 coefficients."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sasa_theory.models.compiled import gate as module
+from sasa_theory.models.compiled.gate import Gate
+from sasa_theory.models.compiled.workspace import Workspace
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def exact(x: np.ndarray, rows: np.ndarray, bias: np.ndarray, rank: int, rectify: bool) -> np.ndarray:
+    """Coefficients (B, K, r) in float64."""
+    pre = x.astype(np.float64) @ rows.T.astype(np.float64) + bias
+    return (np.maximum(pre, 0) if rectify else pre).reshape(len(x), -1, rank)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, bool, int]:
+    """Rows, shift, weights, bias, rank, rectify, n_best; some dimensions far larger than others, some rows zero."""
+    width, units, rank = draw(st.integers(1, 50)), draw(st.integers(1, 300)), draw(st.integers(1, 5))
+    seed, batch = draw(st.integers(0, 2**31)), draw(st.integers(1, 300))
+    x = normal(seed, batch, width) * np.exp(draw(st.sampled_from([0.0, 1.0, 3.0])) * normal(seed + 1, width))
+    x[normal(seed + 2, batch) > 2] = 0
+    shift = normal(seed + 3, width) if draw(st.booleans()) else np.zeros(width, np.float32)
+    rows = normal(seed + 4, units * rank, width)
+    rows[normal(seed + 5, units * rank) > 2] = 0
+    bias = draw(st.sampled_from([0.0, 1.0])) * normal(seed + 6, units * rank)
+    best = draw(st.integers(1, min(units, 20)))
+    return x, shift, rows, bias.astype(np.float32), rank, draw(st.booleans()), best
+
+
+@settings(deadline=None)
+@given(problems())
+def test_the_units_are_those_of_largest_exact_norm(
+    problem: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, bool, int],
+) -> None:
+    x, shift, rows, bias, rank, rectify, n_best = problem
+    moved, index, values = Gate(Workspace(), rank, rectify).choose("t", x, shift, rows, bias, n_best)
+    assert np.array_equal(moved, x - shift)
+    coefficients = exact(moved, rows, bias, rank, rectify)
+    norms = np.linalg.norm(coefficients, axis=2)
+    assert all(len(set(row)) == n_best for row in index.tolist())
+    here = np.take_along_axis(coefficients, index[..., None], 1)
+    size = np.linalg.norm(moved, axis=1).max() * np.linalg.norm(rows, axis=1).max() + np.abs(bias).max()
+    assert np.abs(values - here).max() <= 1e-5 * size
+    # equal but for ties, which rounding decides
+    ours, best = np.sort(np.take_along_axis(norms, index, 1), 1), np.sort(norms, 1)[:, -n_best:]
+    assert np.abs(ours - best).max() <= 1e-5 * size
+
+
+def crowded(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Many units whose norms lie closer together than int8 resolves, at uneven dimensions."""
+    x = normal(seed, 1000, 64) * np.exp(normal(seed + 1, 64))
+    rows = normal(seed + 2, 2000, 64)
+    rows[::2] = rows[1::2] + 1e-3 * normal(seed + 3, 1000, 64)
+    return x, rows, np.zeros(2000, np.float32)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_in_doubt_are_listed_again(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not module.int8_is_faster():
+        pytest.skip("this processor has no int8 product")
+    monkeypatch.setattr(module, "SPARE", -5)  # 2 s - 5: too few for the near ties
+    x, rows, bias = crowded(seed)
+    gate = Gate(Workspace(), 1, False)
+    _, index, _ = gate.choose("t", x, None, rows, bias, 9)
+    norms = np.abs(exact(x, rows, bias, 1, False))[..., 0]
+    best = np.sort(norms, 1)[:, -9:]
+    assert 0 < gate.doubted < gate.rows == len(x)
+    assert np.allclose(np.sort(np.take_along_axis(norms, index, 1), 1), best, rtol=1e-5)
+
+
+def test_without_the_doubt_the_choice_would_be_wrong() -> None:
+    """The twin: the best by coefficients rounded to int8 are not the best."""
+    x, rows, _ = crowded(0)
+    x8 = torch.from_numpy(np.rint(x / np.abs(x).max(1, keepdims=True) * 127))
+    w8 = torch.from_numpy(np.rint(rows / np.abs(rows).max(1, keepdims=True) * 127))
+    scale = np.abs(rows).max(1)
+    rounded = (x8 @ w8.T).abs().numpy() * scale
+    wrong = np.sort(rounded.argsort(1)[:, -9:], 1) != np.sort(np.abs(x @ rows.T).argsort(1)[:, -9:], 1)
+    assert wrong.any(axis=1).mean() > 0.3
+
+
+def test_without_int8_the_choice_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, rows, bias = normal(0, 700, 33), normal(1, 400, 33), normal(2, 400)
+    first = Gate(Workspace(), 2, True).choose("t", x, None, rows, bias, 7)
+    monkeypatch.setattr(module, "int8_is_faster", lambda: False)
+    second = Gate(Workspace(), 2, True).choose("t", x, None, rows, bias, 7)
+    for ours, theirs in zip(first, second, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("place", ["row", "weight"])
+def test_a_value_that_is_not_finite_ends_in_the_codes_of_its_rows(value: float, place: str) -> None:
+    x, rows, bias = normal(0, 50, 9), normal(1, 40, 9), normal(2, 40)
+    (x if place == "row" else rows)[3, 4] = value
+    _, index, values = Gate(Workspace(), 2, False).choose("t", x, None, rows, bias, 3)
+    assert ((index >= 0) & (index < 20)).all()
+    assert not np.isfinite(values[3] if place == "row" else values).all()
+    if place == "row":
+        assert np.isfinite(np.delete(values, 3, 0)).all()

@@ -1,0 +1,128 @@
+"""The compiled step against the plain one: same codes, loss, gradients and weights, whatever the shapes."""
+
+import copy
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sasa_theory.models import SASA, build
+from sasa_theory.models.base import Loss, SparseModel
+from sasa_theory.models.compiled.step import CompiledStep
+
+RTOL = 1e-5
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[SparseModel, torch.Tensor, "torch.Tensor | None", float]:
+    """A gated model with uneven weights, a batch whose dimensions differ in size, dead units, a penalty scale."""
+    width, units, rank = draw(st.integers(1, 40)), draw(st.integers(1, 60)), draw(st.integers(1, 7))
+    best = draw(st.integers(1, units))
+    aux = draw(st.integers(0, 9))
+    if draw(st.booleans()):
+        model = build(
+            "sasa",
+            width_in=width,
+            n_groups=units,
+            group_rank=rank,
+            active_groups=best,
+            nuclear=draw(st.sampled_from([0.0, 0.3])),
+            penalty=draw(st.sampled_from(["map", "decoder"])),
+            penalise=draw(st.sampled_from(["active", "all"])),
+            aux_groups=aux,
+            encoder_bias=draw(st.booleans()),
+            gauge=draw(st.booleans()),
+        )
+    else:
+        signed = draw(st.booleans())
+        model = build("topk", width_in=width, n_latents=units, active_latents=best, aux_latents=aux, signed=signed)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    with torch.no_grad():
+        model.W_enc.copy_(normal(*model.W_enc.shape))
+        model.W_dec.copy_(normal(*model.W_dec.shape))
+        model.b_dec.copy_(normal(width))
+        if model.b_enc.requires_grad:
+            model.b_enc.copy_(0.3 * normal(len(model.b_enc)))
+    spread = torch.exp(draw(st.sampled_from([0.0, 2.0])) * normal(width))
+    x = normal(draw(st.integers(1, 70)), width) * spread + normal(width)
+    dead = torch.rand(units, generator=generator) < 0.4 if draw(st.booleans()) else None
+    return model, x, dead, draw(st.sampled_from([1.0, 0.25]))
+
+
+def adam(model: SparseModel, decay: bool = False) -> torch.optim.Optimizer:
+    """As the trainer makes it."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(parameters, 1e-2, weight_decay=0.1) if decay else torch.optim.Adam(parameters, 1e-2)
+
+
+def close(ours: torch.Tensor, plain: torch.Tensor, size: float) -> bool:
+    """Equal to RTOL of `size`, the length of what it is part of."""
+    return bool((ours.double() - plain.double()).norm() <= RTOL * size)
+
+
+@settings(deadline=None)
+@given(cases())
+def test_equals_the_plain_step_in_float64(case: tuple[SparseModel, torch.Tensor, "torch.Tensor | None", float]) -> None:
+    model, x, dead, scale = case
+    twin = copy.deepcopy(model).double()
+    step = CompiledStep.of(model, adam(model))
+    assert step is not None
+    ours, plain = step.gradients(x, dead, scale), twin.loss(x.double(), dead, scale)
+    plain.total.backward()
+    assert plain.codes.index is not None and ours.codes.index is not None
+    chosen = ours.codes.dense().double()
+    if not torch.allclose(chosen, plain.codes.dense(), rtol=1e-4, atol=1e-4 * float(chosen.abs().max())):
+        # only a tie may be decided otherwise: both choices have the same norms
+        mine, best = (codes.norms().detach().double().sort(dim=1).values for codes in (ours.codes, plain.codes))
+        assert torch.allclose(mine, best, rtol=1e-5, atol=1e-5 * float(best.max()))
+        return
+    assert close(ours.xhat, plain.xhat, float(plain.xhat.detach().norm()) + float(x.norm()))
+    for name, part in plain.parts.items():
+        assert close(ours.parts[name], part, float(plain.total.detach().abs()))
+    assert close(ours.total, plain.total, float(plain.total.detach().abs()))
+    for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if p.requires_grad:
+            assert p.grad is not None
+            expected = torch.zeros_like(q) if q.grad is None else q.grad
+            # a bias gradient is a difference of sums: its rounding is theirs
+            whole = sum(float(r.grad.norm()) for r in twin.parameters() if r.grad is not None)
+            assert close(p.grad, expected, max(float(expected.norm()), 1e-2 * whole)), name
+
+
+@settings(deadline=None)
+@given(cases(), st.sampled_from([None, 0.1]), st.booleans())
+def test_update_equals_clipping_adam_and_post_step(
+    case: tuple[SparseModel, torch.Tensor, "torch.Tensor | None", float], clip: float | None, decay: bool
+) -> None:
+    model, x, dead, scale = case
+    optimizer = adam(model, decay)
+    step = CompiledStep.of(model, optimizer)
+    assert step is not None
+    for _ in range(2):
+        loss = step.gradients(x, dead, scale)
+        twin = copy.deepcopy(model)
+        used = copy.deepcopy(optimizer.state_dict())
+        parameters = [p for p in twin.parameters() if p.requires_grad]
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            q.grad = None if p.grad is None else p.grad.clone()
+        other = adam(twin, decay)
+        other.load_state_dict(used)
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
+        other.step()
+        twin.post_step(loss)
+        step.update(clip)
+        expected = dict(twin.named_parameters())
+        for name, p in model.named_parameters():
+            assert torch.allclose(p, expected[name], rtol=1e-5, atol=1e-6), name
+
+
+def test_a_subclass_with_a_loss_of_its_own_takes_the_plain_path() -> None:
+    class Mine(SASA):
+        def loss(self, x: torch.Tensor, dead: "torch.Tensor | None" = None, penalty_scale: float = 1.0) -> Loss:
+            return super().loss(x, dead, penalty_scale)
+
+    for kind, taken in ((SASA, True), (Mine, False)):
+        model = kind(4, 3, 2, 1)
+        assert (CompiledStep.of(model, adam(model)) is not None) == taken
