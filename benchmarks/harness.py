@@ -5,6 +5,8 @@ result names the machine, the thread counts and the load. Work on a GPU is waite
 """
 
 import contextlib
+import ctypes
+import gc
 import hashlib
 import os
 import platform
@@ -97,12 +99,15 @@ def memory(device: str = "cpu") -> Iterator[Memory]:
     import torch
 
     found = Memory()
+    gc.collect()
     if device.startswith("cuda"):
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         yield found
         found.peak = torch.cuda.max_memory_allocated(device) - before
         return
+    with contextlib.suppress(AttributeError, OSError):  # glibc keeps what was freed; that would be reused unseen
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the peak begins again from here
     except OSError:

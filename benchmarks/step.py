@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.contenders import CONTENDERS, DENSE, OURS, Bench, Setting, Step, rows
 from benchmarks.harness import RESULTS, Contender, machine, memory, race, save, sources
+from benchmarks.parts import parts
 from sasa_theory.files import read_json
 from synthetic.errors import LabError, UsageError, unknown
 
@@ -182,28 +183,6 @@ def compare(bench: Bench, names: Iterable[str], rounds: int, precision: str) -> 
         "shares": shares,
         "machine": machine(),
     }
-
-
-def parts(step: Step, device: str, largest: int = 12) -> dict[str, float]:
-    """Shares of one step's time by torch operator (self time; compiled loops count to the autograd function around).
-
-    "elsewhere" is time in no operator of these: smaller ones, Python, waiting.
-    """
-    from torch.profiler import ProfilerActivity, profile
-
-    cuda = device.startswith("cuda")
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as profiler:
-        with torch.profiler.record_function("step"):
-            step()
-        if cuda:
-            torch.cuda.synchronize(device)
-    events = profiler.key_averages()
-    own = {event.key: event.self_device_time_total if cuda else event.self_cpu_time_total for event in events}
-    whole = sum(own.values()) or 1
-    own.pop("step", None)
-    top = sorted(own.items(), key=lambda item: -item[1])[:largest]
-    shares = {name: microseconds / whole for name, microseconds in top}
-    return {**shares, "elsewhere": 1 - sum(shares.values())}
 
 
 def needed_bytes(setting: Setting, name: str) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data, lasso, show, step
+from benchmarks import data, lasso, parts, show, step
 from benchmarks.contenders import Setting
 
 TINY = Setting(8, 6, 2, 2, 32)
@@ -18,6 +18,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(step, "SWEEPS", settings)
     monkeypatch.setattr(show, "SWEEPS", settings)
     monkeypatch.setattr(step, "LEAST", 0.0)
+    monkeypatch.setattr(parts, "LEAST", 0.05)
 
 
 def test_step_measures_draws_and_keeps(lab, here):
