@@ -57,6 +57,7 @@ def run(
             sources |= {f"store {dtype}": _store(Path(folder) / dtype, dtype, width, store_rows) for dtype in DTYPES}
             streams = {name: data.batches(setting.batch, device) for name, data in sources.items()}
             step = ours("sasa", Bench(setting, rows(setting, device), device, device.startswith("cuda")))
+            step()  # compiles
             sides = [Contender(STEP, step, setting.batch)]
             sides += [Contender(name, stream.__next__, setting.batch) for name, stream in streams.items()]
             times = race(sides, rounds, f"data, D={width}", device, least=0.2)

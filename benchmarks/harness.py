@@ -55,9 +55,10 @@ def race(
     A contender faster than `least` seconds is called as often within a round as fills them.
     """
     sides, wait = list(contenders), waiter(device)
+    calls = {}
     for side in sides:
-        side.run()
-    calls = {side.name: max(1, round(least / _seconds(side, 1, wait))) if least else 1 for side in sides}
+        short = _seconds(side, 1, wait) < least
+        calls[side.name] = max(1, round(least / _seconds(side, 1, wait))) if short else 1
     seconds: dict[str, list[float]] = {side.name: [] for side in sides}
     for number in tqdm(range(rounds), desc=what, disable=None, leave=False):
         turn = number % len(sides)

@@ -20,15 +20,15 @@ BEGIN, END = "<!-- benchmarks: written by `sasa-lab bench show --readme` -->", "
 #: sweep -> key of a setting on the horizontal axis, and its label
 AXES = {
     "K": ("n_groups", "groups K"),
-    "r": ("rank", "rank r (columns and L0 fixed)"),
+    "r": ("rank", "rank r (12,288 columns, L0 about 60)"),
     "L0": ("l0", "active columns L0"),
     "batch": ("batch", "batch"),
 }
 #: what the picture draws, in this order, with colour, style and width
 STYLES = {
     "sasa": ("#b2182b", "-", 2.0),
-    "topk": ("#ef8a62", "-", 1.4),
-    "batchtopk": ("#fddbc7", "-", 1.4),
+    "topk": ("#e08214", "-", 1.4),
+    "batchtopk": ("#fdb863", "-", 1.4),
     "published": ("#000000", "-", 1.4),
     "restated": ("#000000", ":", 1.2),
     "sae-lens topk": ("#2166ac", "--", 1.2),
@@ -77,8 +77,12 @@ def figure(result: dict[str, Any], device: str = "cpu") -> "Figure":
     drawn = {name: runs for name in AXES if len(runs := sweep(result, name, device, ("fp32", "tf32"))) > 1}
     if not drawn:
         raise UsageError(f"no sweep is measured on {device}; run sasa-lab bench step --profile standard first")
-    picture = Figure(figsize=(4.2 * len(drawn), 4.2), layout="constrained")
-    panels = picture.subplots(1, len(drawn), squeeze=False, sharey=True)[0]
+    height = -(-len(drawn) // 2)
+    picture = Figure(figsize=(8.4, 3.4 * height + 0.8), layout="constrained")
+    grid = picture.subplots(height, 2, squeeze=False, sharey=True)
+    panels = grid.flat[: len(drawn)]
+    for spare in grid.flat[len(drawn) :]:
+        spare.remove()
     for panel, (name, runs) in zip(panels, drawn.items(), strict=True):
         key, label = AXES[name]
         floor = [(run["setting"][key], run["floor"]["seconds"]["median"]) for run in runs]
@@ -101,11 +105,12 @@ def figure(result: dict[str, Any], device: str = "cpu") -> "Figure":
         panel.set_xticks([at for at, _ in floor], [str(at) for at, _ in floor], minor=False)
         panel.set_xticks([], minor=True)
         panel.set_ylim(bottom=0.7 * lowest)
-    panels[0].set_ylabel("seconds a step")
+    for first in grid[:, 0]:
+        first.set_ylabel("seconds a step")
     handles = {
         label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    picture.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    picture.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return picture
 
 
@@ -174,7 +179,12 @@ def _title(run: dict[str, Any]) -> str:
 def _cell(run: dict[str, Any], seconds: float) -> str:
     ours = run["rows"].get("sasa")
     times = f" ({seconds / ours['seconds']['median']:.2g})" if ours else ""
-    return f"{1e3 * seconds:.3g}{times}"
+    return f"{_number(1e3 * seconds)}{times}"
+
+
+def _number(value: float) -> str:
+    """Three digits or whole thousands: 0.123, 12.3, 1,230."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _data_table(result: dict[str, Any]) -> str:

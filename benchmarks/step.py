@@ -53,7 +53,7 @@ def _sweeps() -> dict[str, list[Setting]]:
 
 #: name -> settings; K, r, L0 and batch are what the figure shows
 SWEEPS = _sweeps()
-#: contenders of a sweep where not all of them run
+#: contenders of a sweep where not all of them run; the restated step only stands in where the published code runs
 ONLY = {"K": ("sasa", "published", "restated")}
 
 
@@ -88,7 +88,10 @@ class Plan:
         wanted: dict[Setting, set[str]] = {}
         for sweep in self.sweeps:
             for setting in SWEEPS[sweep]:
-                wanted.setdefault(setting, set()).update(ONLY.get(sweep, CONTENDERS))
+                names = set(ONLY.get(sweep, CONTENDERS))
+                if self.sasa_path and sweep not in ("main", "small") and "restated" not in self.contenders:
+                    names.remove("restated")
+                wanted.setdefault(setting, set()).update(names)
         asked = set(self.contenders or CONTENDERS) - (set() if self.sasa_path else {"published"})
         precisions = self.precisions or (("tf32",) if self.device.startswith("cuda") else ("fp32",))
         return [

@@ -101,6 +101,10 @@ def test_a_setting_of_two_sweeps_is_measured_once(tiny):
     plan = step.Plan(("main", "K", "batch"), ("sasa", "topk"))
     found = plan.comparisons()
     assert len({setting for setting, _, _ in found}) == len(found) == 4
+    assert "published" not in step.Plan(("main",)).comparisons()[0][2]
+    with_code = step.Plan(("main", "r"), sasa_path=Path()).comparisons()
+    assert all("published" in names for _, _, names in with_code)
+    assert [setting.rank for setting, _, names in with_code if "restated" not in names] == [1]
     only = {setting.n_groups: names for setting, _, names in found if setting.batch == 32 and not setting.dead}
     assert only == {6: ("sasa", "topk"), 12: ("sasa",)}
 
@@ -158,9 +162,13 @@ def test_race_repeats_short_contenders_and_turns_the_order():
     sides = [Contender(name, lambda name=name: calls.append(name), units=4) for name in "ab"]
     times = race(sides, rounds=2, least=1e-4)
     assert set(times) == {"a", "b"} and len(times["a"].rounds) == 2 and calls.count("a") > 5
-    # warm-up a, b; a guess each; then a before b in the first round, b before a in the second
+    # a and b untimed, a before b in the first round, b before a in the second
     order = [name for i, name in enumerate(calls) if i == 0 or calls[i - 1] != name]
-    assert order == ["a", "b", "a", "b", "a", "b", "a"]
+    assert order == ["a", "b", "a", "b", "a"]
+
+
+def test_numbers_are_readable():
+    assert [show._number(value) for value in (0.1234, 12.34, 1234.5)] == ["0.123", "12.3", "1,234"]
 
 
 def test_parts_name_the_lines_that_take_the_time_and_sum_to_one():
@@ -189,7 +197,7 @@ def test_figure_and_tables_show_the_file_and_nothing_else(tiny, tmp_path):
     assert show.save_figure(picture, tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
     text = show.tables(tmp_path)
     median = show.sweep(result, "main")[0]["rows"]["sasa"]["seconds"]["median"]
-    assert f"| {1e3 * median:.3g} (1) |" in text and "50% dead" in text and "unmeasured so far" in text
+    assert f"| {show._number(1e3 * median)} (1) |" in text and "50% dead" in text and "unmeasured so far" in text
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{show.BEGIN}\nold\n{show.END}\nafter\n")
     show.write_readme(readme, tmp_path)
