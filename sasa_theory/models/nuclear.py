@@ -1,12 +1,13 @@
 """Nuclear norms of many small-rank maps at once, from r x r Gram matrices.
 
-For A (D, r), B (r, D) let P = (A^T A)^{1/2}, Q = (B B^T)^{1/2}. The singular values of A B are the square roots of the
-eigenvalues of Q (A^T A) Q, and with A B = U S V^T the minimal subgradient U V^T of the nuclear norm gives
+For A (D, r), B (r, D) let G_A = A^T A, Q = (B B^T)^{1/2} and S = Q G_A Q. The singular values of A B are the square
+roots of the eigenvalues of S, and with A B = U S V^T the minimal subgradient U V^T = A Q S^{-1/2} Q^{-1} B gives
 
-    d/dA = U V^T B^T = A [Q (Q A^T A Q)^{-1/2} Q],      d/dB = A^T U V^T = [P (P B B^T P)^{-1/2} P] B,
+    d/dA = U V^T B^T = A [Q S^{-1/2} Q],      d/dB = A^T U V^T = [G_A Q S^{-1/2} Q^{-1}] B,
 
 inverses read as pseudo-inverses: a zero block has gradient zero, equal eigenvalues do no harm. Nothing of size D x D
-appears, and the r x r part runs in float64.
+appears, and the r x r part runs in float64. On a GPU, where an eigensolver makes the host wait, the roots come from
+`polar` instead.
 """
 
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from sasa_theory.models.polar import product_roots
 
 
 def map_nuclear_norm(enc: "Float[Tensor, 'K D r']", dec: "Float[Tensor, 'K r D']") -> "Float[Tensor, ' K']":
@@ -27,12 +30,15 @@ def block_nuclear_norm(dec: "Float[Tensor, 'K r D']") -> "Float[Tensor, ' K']":
 
 
 def _gram(block: Tensor) -> Tensor:
-    """block block^T (K, r, r) of (K, r, D) blocks, multiplied in the weights' own precision, then float64.
+    """block block^T (K, r, r) of (K, r, D) blocks in float64, on a CPU multiplied in the weights' own precision.
 
     Never in autocast's: squaring halves the digits, and bf16 would lose the small singular values the penalty is for.
+    Nor in TF32, and Newton-Schulz bears no eigenvalue that rounding has made negative: a GPU multiplies in float64.
     """
     with torch.autocast(block.device.type, enabled=False):
-        return (block @ block.transpose(1, 2)).double()
+        if block.is_cuda:
+            block = block.double()
+        return (block @ block.mT).double()
 
 
 def _powers(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,16 +52,31 @@ def _powers(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * root[..., None, :]) @ vectors.mT, (vectors * inverse[..., None, :]) @ vectors.mT
 
 
+def _by_eigenvectors(gram_a: Tensor, gram_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The norms, and the r x r factors that make the gradients by A and by B."""
+    q, inverse_q = _powers(gram_b)
+    root, inverse = _powers(q @ gram_a @ q)
+    middle = q @ inverse
+    return _trace(root), middle @ q, gram_a @ middle @ inverse_q
+
+
+def _by_newton_schulz(gram_a: Tensor, gram_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without an eigensolver."""
+    root, inverse, _ = product_roots(gram_b, gram_a)
+    return _trace(root), inverse @ gram_b, gram_a @ inverse
+
+
+def _trace(matrix: Tensor) -> Tensor:
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
 class _MapNuclearNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, enc: Tensor, dec: Tensor) -> Tensor:
-        gram_a, gram_b = _gram(enc.transpose(1, 2)), _gram(dec)
-        p, _ = _powers(gram_a)
-        q, _ = _powers(gram_b)
-        root, inverse_q = _powers(q @ gram_a @ q)
-        _, inverse_p = _powers(p @ gram_b @ p)
-        ctx.save_for_backward(enc, dec, q @ inverse_q @ q, p @ inverse_p @ p)
-        return root.diagonal(dim1=-2, dim2=-1).sum(-1).to(dec.dtype)
+        roots = _by_newton_schulz if dec.is_cuda else _by_eigenvectors
+        norms, right, left = roots(_gram(enc.mT), _gram(dec))
+        ctx.save_for_backward(enc, dec, right, left)
+        return norms.to(dec.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,9 +90,13 @@ class _MapNuclearNorm(torch.autograd.Function):
 class _BlockNuclearNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dec: Tensor) -> Tensor:
-        root, inverse = _powers(_gram(dec))
+        gram = _gram(dec)
+        if gram.is_cuda:
+            root, inverse, _ = product_roots(gram, torch.eye(len(gram[0]), dtype=gram.dtype, device=gram.device))
+        else:
+            root, inverse = _powers(gram)
         ctx.save_for_backward(dec, inverse)
-        return root.diagonal(dim1=-2, dim2=-1).sum(-1).to(dec.dtype)
+        return _trace(root).to(dec.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
