@@ -13,14 +13,25 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 
-def split(loop: Callable[..., None], length: int, *arguments: object, cuts: "Sequence[int] | None" = None) -> None:
+#: multiply-adds below which a loop is not worth a second thread: waking one costs what some fifty thousand take
+WORTH = 1 << 18
+
+
+def split(
+    loop: Callable[..., None],
+    length: int,
+    *arguments: object,
+    cuts: "Sequence[int] | None" = None,
+    work: int = WORTH,
+) -> None:
     """Run loop(start, stop, *arguments) over [0, length) in as many pieces as torch has threads.
 
-    `cuts` are the inner bounds of the pieces, where equal lengths would not be equal work. One thread in worker
-    processes, where torch is given one.
+    `cuts` are the inner bounds of the pieces, where equal lengths would not be equal work; `work` is about how many
+    multiply-adds there are: one thread does what is too little to share. One thread in worker processes, where torch is
+    given one.
     """
     threads = min(torch.get_num_threads(), length)
-    if threads <= 1:
+    if threads <= 1 or work < WORTH:
         loop(0, length, *arguments)
         return
     inner = [length * i // threads for i in range(1, threads)] if cuts is None else list(cuts)
@@ -44,6 +55,9 @@ def spread(work: Callable[[int], None]) -> None:
     at full speed, and take the cores from the loops.
     """
     threads = torch.get_num_threads()
+    if threads == 1:
+        work(0)
+        return
     waiting = [_workers(threads).submit(work, i) for i in range(threads)]
     for piece in waiting:
         piece.result()

@@ -128,6 +128,9 @@ class SparseModel(nn.Module):
     def post_step(self, loss: Loss) -> None:
         """Constraints (gauge, unit rows) and running statistics after an optimiser step."""
 
+    def observe(self, loss: Loss) -> None:
+        """The running statistics alone; `post_step` calls it, and so does the compiled step."""
+
     def gated_form(self) -> GatedForm | None:
         """The same loss and constraint in numbers, for the compiled step; None: only `loss` and `post_step` say it.
 

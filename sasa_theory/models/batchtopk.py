@@ -22,6 +22,7 @@ from sasa_theory.models.base import (
     unit_rows_,
 )
 from sasa_theory.models.codes import Codes
+from sasa_theory.models.form import GatedForm
 from sasa_theory.models.registry import architectures
 from synthetic.errors import UsageError
 
@@ -80,10 +81,19 @@ class BatchTopK(SparseModel):
         threshold = self.threshold.to(self.b_enc).expand(self.n_units).contiguous()
         return {"architecture": "jumprelu"}, {**self.linear_tensors(), "threshold": threshold}
 
+    def gated_form(self) -> GatedForm | None:
+        """The gate of the whole batch, with unit decoder rows."""
+        return GatedForm(self.active_latents, True, self.aux_latents, "rows", per_batch=True)
+
     @torch.no_grad()
     def post_step(self, loss: Loss) -> None:
         """Unit decoder rows; one move of the inference threshold."""
         unit_rows_(self.W_dec)
+        self.observe(loss)
+
+    @torch.no_grad()
+    def observe(self, loss: Loss) -> None:
+        """One move of the inference threshold."""
         new = loss.state["smallest"].float()
         moved = self.threshold + (1 - self.threshold_decay) * (new - self.threshold)
         self.threshold.copy_(torch.where(self.threshold < 0, new, moved))

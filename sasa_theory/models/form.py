@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class GatedForm:
-    """A loss of the form: Top-s gate of the rectified or signed codes, linear decoder, mean square error, auxiliary loss.
+    """Top-s gate of rectified or signed codes, linear decoder, mean square error, auxiliary loss, constraint, charge.
 
     n_best      units on per row (s); on average, where `per_batch` chooses the B s largest of the batch.
     rectify     negative coefficients count as zero.

@@ -158,6 +158,7 @@ class Trainer:
         if self.compiled is not None:
             parallel.average_gradients(model)
             self.compiled.update(settings.clip_norm)
+            model.observe(loss)
         else:
             self.optimizer.zero_grad(set_to_none=True)
             loss.total.backward()

@@ -1,208 +1,160 @@
 """Which units win: a product in int8 lists the candidates, their exact coefficients decide.
 
-An int8 product errs by about a hundredth of a coefficient's spread, as each entry's rounding error has variance
-scale^2 / 12. So a row's candidates are the units within twice SIGMAS such errors of the s-th largest norm, some
-more than s. Their coefficients are then computed in float32 and the s largest stay on. A row is sure when the least of
-them exceeds what an unlisted unit can reach; the others (a few in a thousand) are listed again from a float32 product.
+A row's candidates are the units within twice SIGMAS rounding errors of the s-th largest norm, some more than s. Their
+coefficients are then computed in float32 and the s largest stay on. A row is sure when the least of them exceeds what
+an unlisted unit can reach; the others (a few in a thousand) are listed again from a float32 product. The choice is that
+of exact coefficients, except with the probability that errors exceed SIGMAS deviations.
 
-The choice is therefore that of exact coefficients except with the probability that errors exceed SIGMAS deviations.
-Both sides are first scaled dimension by dimension to like sizes, so that the few large dimensions of language-model
-activations do not use up the eight bits.
+BatchTopK chooses one level for all rows. A guess of it (the model's running threshold, or a sample of the rows) is set
+a little low, the product lists the latents that may lie above it, and their exact values give the level. If that is
+above the guess, nothing unlisted can be above it; else the guess was too high, and is lowered.
 """
 
-import functools
-import itertools
-from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
-from torch import Tensor
 
 from sasa_theory.models.compiled import gate_loops as loops
 from sasa_theory.models.compiled.gradient_loops import by_unit
+from sasa_theory.models.compiled.screen import Products, Screen, int8_is_faster
 from sasa_theory.models.compiled.workspace import Workspace
-from sasa_theory.threads import split, spread
+from sasa_theory.threads import split
 
-#: rows of a chunk: few enough that its pre-activations stay in cache until the gate has read them
-CHUNK = 256
-#: rows whose dimensions are measured to balance the two sides
-SAMPLE = 256
-#: standard deviation of a float32 product's error, over the lengths of its factors
-FLOAT32_NOISE = 2.0**-22
 #: a row lists at most 2 s + SPARE candidates
 SPARE = 12
+#: rows whose products give BatchTopK's first guess, the surplus it aims at, and how far below a known level it starts
+SAMPLE, SURPLUS, BELOW = 64, 1.25, 0.95
 
 
-class Products(NamedTuple):
-    """What turns products of rows and weights into coefficients, and how far off these are (see `loops.shortlist`).
+class Chosen(NamedTuple):
+    """x - shift (B, D); the units on (B, m), -1 in an empty slot; their coefficients (B, m, r).
 
-    Weights come as r stretches of K: the columns of one number of all units side by side.
+    Of BatchTopK also the smallest value that is on, 0 if there is none.
     """
 
-    row_scale: ndarray
-    row_noise: ndarray
-    scale: ndarray
-    noise: ndarray
-    bias: ndarray
+    x: "Float[ndarray, 'B D']"
+    units: "Int[ndarray, 'B m']"
+    values: "Float[ndarray, 'B m r']"
+    smallest: float = 0.0
 
 
 class Gate:
-    """The Top-s gate by group norm, rectified or signed; its buffers live in `space`."""
+    """The gate by group norm, rectified or signed. Results lie in buffers that the next call writes over."""
 
-    def __init__(self, space: Workspace, rank: int, rectify: bool) -> None:
-        self.space, self.rank, self.rectify = space, rank, rectify
+    def __init__(self, space: Workspace, name: str, rank: int, rectify: bool) -> None:
+        self.space, self.name, self.rank, self.rectify = space, name, rank, rectify
+        self.screen, self.again = Screen(space, name, rank), Screen(space, f"{name} again", rank)
         #: rows that were listed again from a float32 product, and rows in all
         self.doubted = self.rows = 0
 
-    def choose(
-        self, name: str, x: ndarray, shift: "ndarray | None", rows: ndarray, bias: ndarray, n_best: int
-    ) -> "tuple[ndarray, Int[ndarray, 'B s'], Float[ndarray, 'B s r']]":
-        """x - shift, and for each of its rows the `n_best` units of largest norm with their coefficients.
+    def per_row(self, x: ndarray, shift: "ndarray | None", rows: ndarray, bias: ndarray, n_best: int) -> Chosen:
+        """For each row the `n_best` units of largest norm of (x - shift) rows^T + bias, largest first.
 
-        rows (K r, D) are the encoder's columns. Results lie in buffers named after `name`, which its next call writes
-        over.
+        rows (K r, D) are the encoder's columns.
         """
-        batch = len(x)
+        x, batch = self._shifted(x, shift), len(x)
         slots = min(len(rows) // self.rank, 2 * n_best + SPARE)
-        listed, bound = self.space(f"{name} listed", (batch, slots), np.int64), self.space(f"{name} bound", (batch,))
-        index = self.space(f"{name} index", (batch, n_best), np.int64)
-        values = self.space(f"{name} values", (batch, n_best, self.rank))
-        sure = self.space(f"{name} sure", (batch,), np.bool_)
-        moved = x if shift is None else self.space(f"{name} moved", x.shape)
-        if shift is not None:
-            split(loops.subtract, batch, x, shift, moved)
+        listed, bound = self._held("listed", (batch, slots), np.int64), self._held("bound", (batch,))
+        index = self._held("index", (batch, n_best), np.int64)
+        values, sure = self._held("values", (batch, n_best, self.rank)), self._held("sure", (batch,), np.bool_)
         rounded = int8_is_faster()
-        (self._list_int8 if rounded else self._list_float32)(name, moved, rows, bias, n_best, listed, bound)
-        self._decide(name, moved, rows, bias, listed, bound, index, values, sure)
+        self._best(self.screen, x, rows, bias, not rounded, listed, bound, index, values, sure)
         doubtful = np.flatnonzero(~sure) if rounded else np.empty(0, np.int64)
         self.rows, self.doubted = self.rows + batch, self.doubted + len(doubtful)
         if len(doubtful):
-            few, listed, bound = moved[doubtful], listed[doubtful], bound[doubtful]
             chosen = index[doubtful], values[doubtful], sure[doubtful]
-            self._list_float32(f"{name} again", few, rows, bias, n_best, listed, bound)
-            self._decide(f"{name} again", few, rows, bias, listed, bound, *chosen)
+            self._best(self.again, x[doubtful], rows, bias, True, listed[doubtful], bound[doubtful], *chosen)
             index[doubtful], values[doubtful], _ = chosen
-        return moved, index, values
+        return Chosen(x, index, values)
 
-    def _list_int8(
-        self, name: str, x: ndarray, rows: ndarray, bias: ndarray, n_best: int, listed: ndarray, bound: ndarray
-    ) -> None:
-        """Candidates from a product in int8."""
-        (batch, width), n = x.shape, len(rows)
-        x8 = self.space.tensor(f"{name} x8", (batch, _padded(width)), torch.int8)
-        w8 = self.space.tensor(f"{name} w8", (n, _padded(width)), torch.int8)
-        products = Products(
-            self.space(f"{name} x8 scale", (batch,)),
-            self.space(f"{name} x8 noise", (batch, 2)),
-            self.space(f"{name} w8 scale", (n,)),
-            self.space(f"{name} w8 noise", (n, 2)),
-            self._sideways(bias),
-        )
-        balance = balance_of(x, rows)
-        split(loops.quantise, n, rows, 1 / balance, self.rank, w8.numpy(), products.scale, products.noise)
+    def per_batch(
+        self, x: ndarray, shift: ndarray, rows: ndarray, bias: ndarray, n_best: int, known: float = -1.0
+    ) -> Chosen:
+        """The len(x) n_best largest of relu((x - shift) rows^T + bias), but for zeros; for r = 1.
 
-        def multiply(start: int, stop: int, out: Tensor) -> ndarray:
-            loops.quantise(start, stop, x, balance, 1, x8.numpy(), products.row_scale, products.row_noise)
-            pre: ndarray = torch._int_mm(x8[start:stop], w8.T, out=out).numpy()
-            return pre
+        `known` is about the level to be expected, negative if it is not known.
+        """
+        x, batch = self._shifted(x, shift), len(x)
+        wanted, slots = batch * n_best, min(len(rows), 2 * n_best + 64)
+        level = BELOW * known if known > 0 else self._sampled(x, rows, bias, n_best)
+        while True:
+            listed = self._held("listed", (batch, slots), np.int64)
+            counts = self._held("counts", (batch,), np.int64)
 
-        self._list(multiply, torch.int32, products, n_best, listed, bound)
+            def visitor(count: int, first: int, pre: ndarray, products: Products) -> None:
+                loops.list_above(0, count, first, pre, *products, level, listed, counts)  # noqa: B023 - used at once
 
-    def _list_float32(
-        self, name: str, x: ndarray, rows: ndarray, bias: ndarray, n_best: int, listed: ndarray, bound: ndarray
-    ) -> None:
-        """Candidates from a product in float32."""
-        batch, n = len(x), len(rows)
-        squares, lengths = np.square(x).sum(1), np.square(rows).sum(1)
-        products = Products(
-            np.ones(batch, np.float32),
-            np.stack([FLOAT32_NOISE**2 * squares, squares], 1).astype(np.float32),
-            np.ones(n, np.float32),
-            np.stack([np.zeros_like(lengths), lengths], 1),
-            self._sideways(bias),
-        )
-        factor, weights = torch.from_numpy(x), torch.from_numpy(rows).T
+            self.screen.visit(x, rows, bias, visitor, not int8_is_faster())
+            if counts.max() > slots:  # a row with far more than the mean
+                slots = min(len(rows), int(counts.max()) + 64)
+                continue
+            values = self._exact(self.screen, x, rows, bias, listed)
+            flat = values.ravel()
+            on = np.flatnonzero((listed.ravel() >= 0) & ~(flat <= 0))  # NaN stays, for the loss to see
+            if len(on) >= wanted:
+                on = on[np.argpartition(flat[on], len(on) - wanted)[len(on) - wanted :]]
+            smallest = float(flat[on].min()) if len(on) else 0.0
+            if level == 0 or (len(on) == wanted and smallest >= level) or not np.isfinite(flat[on]).all():
+                break
+            # too high: so low once that a wrong guess is past, then everything that is positive
+            level = 0.5 * level if known > 0 and level > 0.5 * known else 0.0
+        off = np.ones(listed.shape, np.bool_)
+        off.ravel()[on] = False
+        listed[off], values[off] = -1, 0
+        return Chosen(x, listed, values, smallest)
 
-        def multiply(start: int, stop: int, out: Tensor) -> ndarray:
-            pre = torch.mm(factor[start:stop], weights, out=out).view(stop - start, -1, self.rank)
-            turned: ndarray = pre.transpose(1, 2).reshape(stop - start, n).numpy()
-            return turned
-
-        self._list(multiply, torch.float32, products, n_best, listed, bound)
-
-    def _list(
+    def _best(
         self,
-        multiply: "Callable[[int, int, Tensor], ndarray]",
-        dtype: torch.dtype,
-        products: Products,
-        n_best: int,
-        listed: ndarray,
-        bound: ndarray,
-    ) -> None:
-        """Multiply and list chunk by chunk, each thread taking the next that is left."""
-        batch, chunks = len(listed), itertools.count()
-
-        def work(thread: int) -> None:
-            shape = (min(CHUNK, batch), len(products.scale))
-            buffer = self.space.tensor(f"chunk {thread} {dtype}", shape, dtype)
-            while (start := next(chunks) * CHUNK) < batch:
-                stop = min(start + CHUNK, batch)
-                pre = multiply(start, stop, buffer[: stop - start])
-                count = stop - start
-                loops.shortlist(0, count, start, pre, *products, self.rank, self.rectify, n_best, listed, bound)
-
-        spread(work)
-
-    def _decide(
-        self,
-        name: str,
+        screen: Screen,
         x: ndarray,
         rows: ndarray,
         bias: ndarray,
+        exact: bool,
         listed: ndarray,
         bound: ndarray,
         index: ndarray,
         values: ndarray,
         sure: ndarray,
     ) -> None:
-        """The best of the candidates by their exact coefficients."""
+        """List the candidates, compute them, keep the index.shape[1] best of each row."""
+        n_best = index.shape[1]
+
+        def visitor(count: int, first: int, pre: ndarray, products: Products) -> None:
+            loops.shortlist(0, count, first, pre, *products, self.rank, self.rectify, n_best, listed, bound)
+
+        screen.visit(x, rows, bias, visitor, exact)
+        found = self._exact(screen, x, rows, bias, listed)
+        split(loops.keep, len(x), listed, found, bound, index, values, sure, work=8 * listed.size)
+
+    def _exact(self, screen: Screen, x: ndarray, rows: ndarray, bias: ndarray, listed: ndarray) -> ndarray:
+        """Coefficients (B, m, r) of the listed units, in float32."""
         n_units = len(rows) // self.rank
-        found = self.space(f"{name} found", (*listed.shape, self.rank))
+        found = self.space(f"{screen.name} found", (*listed.shape, self.rank))
         starts, pairs = by_unit(listed, n_units)
-        split(loops.exact, n_units, starts, pairs, x, rows, bias, self.rectify, found, cuts=even(starts))
-        split(loops.keep, len(x), listed, found, bound, index, values, sure)
+        work = len(pairs) * self.rank * x.shape[1]
+        split(loops.exact, n_units, starts, pairs, x, rows, bias, self.rectify, found, cuts=even(starts), work=work)
+        return found
 
-    def _sideways(self, bias: ndarray) -> ndarray:
-        return np.ascontiguousarray(bias.reshape(-1, self.rank).T).ravel()
+    def _sampled(self, x: ndarray, rows: ndarray, bias: ndarray, n_best: int) -> float:
+        """The level that SURPLUS n_best latents of a row exceed on average, from a few rows."""
+        few = x[:: max(1, len(x) // SAMPLE)]
+        values = np.maximum(few @ rows.T + bias, 0).ravel()
+        at = len(values) - min(len(values), math.ceil(SURPLUS * n_best * len(few)))
+        return float(np.partition(values, at)[at])
 
+    def _shifted(self, x: ndarray, shift: "ndarray | None") -> ndarray:
+        if shift is None:
+            return x
+        moved = self._held("shifted", x.shape)
+        split(loops.subtract, len(x), x, shift, moved, work=x.size)
+        return moved
 
-def _padded(width: int) -> int:
-    """Entries of a row of int8: a multiple of four, which the processor takes at once.
-
-    (And at a width of one, torch 2.13 reads the transposed factor wrongly.)
-    """
-    return -(-width // 4) * 4
-
-
-@functools.cache
-def int8_is_faster() -> bool:
-    """Whether this processor multiplies int8 faster than float32, and torch does it right (a small case is tried)."""
-    if not (hasattr(torch, "_int_mm") and getattr(torch.cpu, "_is_vnni_supported", lambda: False)()):
-        return False
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randint(-127, 128, (n, 64), generator=generator, dtype=torch.int8) for n in (33, 70))
-    return torch.equal(torch._int_mm(a, b.T), a.int() @ b.int().T)
-
-
-def balance_of(x: ndarray, rows: ndarray) -> "Float[ndarray, ' D']":
-    """What to multiply x's dimensions with, and divide the weights' by, so that both have like sizes in each."""
-    size_x = np.square(x[:: max(1, len(x) // SAMPLE)]).mean(0)
-    size_w = np.square(rows[:: max(1, len(rows) // SAMPLE)]).mean(0)
-    usable = (size_x > 0) & (size_w > 0) & np.isfinite(size_x) & np.isfinite(size_w)
-    return np.where(usable, (size_w / np.where(usable, size_x, 1)) ** 0.25, 1).astype(np.float32)
+    def _held(self, what: str, shape: tuple[int, ...], dtype: type = np.float32) -> ndarray:
+        return self.space(f"{self.name} {what}", shape, dtype)
 
 
 def even(starts: ndarray) -> list[int]:

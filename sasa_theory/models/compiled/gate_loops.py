@@ -132,6 +132,53 @@ def shortlist(
         share = max(least - margin, ZERO) ** 2 / row_noise[t, 1] if row_noise[t, 1] > 0 else np.float32(-1)
 
 
+@compiled
+def list_above(
+    start: int,
+    stop: int,
+    first: int,
+    pre: ndarray,
+    row_scale: ndarray,
+    row_noise: ndarray,
+    scale: ndarray,
+    noise: ndarray,
+    bias: ndarray,
+    level: float,
+    index: ndarray,
+    counts: ndarray,
+) -> None:
+    """The units (r = 1) of rows first + [start, stop) whose coefficient may reach `level` > 0, or exceeds 0 at level 0.
+
+    As in `shortlist`; counts[row] is how many there are, also where index[row] has too few places for them.
+    """
+    units, slots = pre.shape[1], index.shape[1]
+    value = np.empty(units, np.float32)
+    top_noise, top_norm = ZERO, ZERO
+    for j in range(units):
+        top_noise, top_norm = max(top_noise, noise[j, 0]), max(top_norm, noise[j, 1])
+    for p in range(start, stop):
+        t = first + p
+        row, here = pre[p], row_scale[t]
+        margin = SIGMAS * np.sqrt(row_noise[t, 0] * top_norm + top_noise * row_noise[t, 1])
+        floor = np.float32(level) - margin
+        for k in range(units):
+            value[k] = np.float32(row[k]) * (here * scale[k]) + bias[k]
+        found = 0
+        for low in range(0, units, BLOCK):
+            high = min(low + BLOCK, units)
+            some = 0
+            for k in range(low, high):
+                some += not value[k] < floor
+            if some > 0:
+                for k in range(low, high):
+                    if not value[k] < floor:  # NaN is listed
+                        if found < slots:
+                            index[t, found] = k
+                        found += 1
+        index[t, min(found, slots) :] = -1
+        counts[t] = found
+
+
 @numba.njit(inline="always")
 def unit_of(key: np.int64) -> np.int64:
     """The unit of a key: norm's bits * 2^32 + (2^31 - 1 - unit)."""

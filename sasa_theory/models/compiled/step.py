@@ -20,7 +20,7 @@ from torch import Tensor
 from sasa_theory.models.base import Loss, SparseModel
 from sasa_theory.models.codes import Codes
 from sasa_theory.models.compiled import gradient_loops, update_loops
-from sasa_theory.models.compiled.gate import Gate, even
+from sasa_theory.models.compiled.gate import Chosen, Gate, even
 from sasa_theory.models.compiled.workspace import Workspace
 from sasa_theory.models.form import GatedForm
 from sasa_theory.threads import split
@@ -35,7 +35,8 @@ class CompiledStep:
     def __init__(self, model: SparseModel, form: GatedForm, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.form, self.optimizer = model, form, optimizer
         self.space = Workspace()
-        self.gate = Gate(self.space, model.rank, form.rectify)
+        self.gate = Gate(self.space, "main", model.rank, form.rectify)
+        self.aux_gate = Gate(self.space, "aux", model.rank, form.rectify)
 
     @classmethod
     def of(cls, model: SparseModel, optimizer: torch.optim.Optimizer) -> "CompiledStep | None":
@@ -48,7 +49,7 @@ class CompiledStep:
         weights = [model.W_enc, model.b_enc, model.W_dec, model.b_dec]
         usable = (
             form is not None
-            and not form.per_batch
+            and (not form.per_batch or (form.rectify and model.rank == 1))
             and {id(p) for p in model.parameters()} == {id(w) for w in weights}
             and all(w.dtype == torch.float32 and w.device.type == "cpu" for w in weights)
             and all(w.requires_grad for w in weights if w is not model.b_enc)
@@ -75,10 +76,23 @@ class CompiledStep:
         grad_enc, grad_dec = space("grad enc", enc.shape), space("grad dec", dec.shape)
         grad_b_enc, grad_b_dec = space("grad b_enc", bias.shape), space("grad b_dec", (model.width_in,))
 
-        moved, index, values = self.gate.choose("main", rows, model.b_dec.numpy(), enc, bias, form.n_best)
+        chosen = self._choose(rows, enc, bias)
+        moved, index, values, _ = chosen
         xhat, residual = space("xhat", rows.shape), space("residual", rows.shape)
         error = space("error", (batch,))
-        split(gradient_loops.decode, batch, index, values, dec, model.b_dec.numpy(), rows, xhat, residual, error)
+        split(
+            gradient_loops.decode,
+            batch,
+            index,
+            values,
+            dec,
+            model.b_dec.numpy(),
+            rows,
+            xhat,
+            residual,
+            error,
+            work=values.size * model.width_in,
+        )
         parts = {"reconstruction": float(error.sum(dtype=np.float64)) / batch}
 
         touched = space("touched", (n_units,), np.bool_)
@@ -92,9 +106,10 @@ class CompiledStep:
         split(
             gradient_loops.backward, n_units, starts, pairs, values, residual, moved, enc, dec, form.rectify, touched,
             charge, price, form.everyone, grad_enc, grad_dec, grad_b_enc, cost, cuts=even(starts),
+            work=3 * values.size * model.width_in,
         )  # fmt: skip
-        split(gradient_loops.column_sums, model.width_in, residual, -2.0 / batch, grad_b_dec)
-        split(gradient_loops.pull_back, model.width_in, grad_b_enc, enc, grad_b_dec)
+        split(gradient_loops.column_sums, model.width_in, residual, -2.0 / batch, grad_b_dec, work=residual.size)
+        split(gradient_loops.pull_back, model.width_in, grad_b_enc, enc, grad_b_dec, work=enc.size)
         if aux_sums is not None:
             grad_b_enc += aux_sums
         if form.penalty is not None:
@@ -107,7 +122,14 @@ class CompiledStep:
         codes = Codes(torch.from_numpy(index), torch.from_numpy(values), n_units)
         tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in parts.items()}
         total = torch.tensor(math.fsum(parts.values()), dtype=torch.float32)
-        return Loss(total, tensors, codes, torch.from_numpy(xhat))
+        state = {"smallest": torch.tensor(chosen.smallest)} if form.per_batch else {}
+        return Loss(total, tensors, codes, torch.from_numpy(xhat), state)
+
+    def _choose(self, rows: ndarray, enc: ndarray, bias: ndarray) -> Chosen:
+        shift, n_best = self.model.b_dec.numpy(), self.form.n_best
+        if not self.form.per_batch:
+            return self.gate.per_row(rows, shift, enc, bias, n_best)
+        return self.gate.per_batch(rows, shift, enc, bias, n_best, float(self.model.get_buffer("threshold")))
 
     def _auxiliary(
         self,
@@ -125,11 +147,23 @@ class CompiledStep:
         enc, dec, bias = model.W_enc.T.numpy(), model.W_dec.numpy(), model.b_enc.numpy()
         columns = (which[:, None] * model.rank + np.arange(model.rank)).ravel()
         n_best = min(self.form.n_aux, len(which))
-        _, place, values = self.gate.choose("aux", residual, None, enc[columns], bias[columns], n_best)
+        _, place, values, _ = self.aux_gate.per_row(residual, None, enc[columns], bias[columns], n_best)
         index = which[place]
         left, error = space("aux left", residual.shape), space("aux error", (len(residual),))
         nothing, unkept = np.zeros(model.width_in, np.float32), np.empty((0, 0), np.float32)
-        split(gradient_loops.decode, len(residual), index, values, dec, nothing, residual, unkept, left, error)
+        split(
+            gradient_loops.decode,
+            len(residual),
+            index,
+            values,
+            dec,
+            nothing,
+            residual,
+            unkept,
+            left,
+            error,
+            work=values.size * model.width_in,
+        )
         starts, pairs = gradient_loops.by_unit(index, model.n_units)
         sums, cost = space("aux sums", bias.shape), space("cost", (model.n_units,), np.float64)
         touched[:] = True
@@ -138,6 +172,7 @@ class CompiledStep:
         split(
             gradient_loops.backward, model.n_units, starts, pairs, values, left, residual, enc, dec, self.form.rectify,
             touched, gradient_loops.NO_CHARGE, 0.0, False, grad_enc, grad_dec, sums, cost, cuts=even(starts),
+            work=3 * values.size * model.width_in,
         )  # fmt: skip
         touched[:] = False
         touched[which] = True
@@ -163,7 +198,7 @@ class CompiledStep:
         fix = FIXES[self.form.constraint]
         split(
             update_loops.update, model.n_units, rate, model.rank, fix,
-            dec, grad_dec, *moments_dec, enc, grad_enc, *moments_enc, size,
+            dec, grad_dec, *moments_dec, enc, grad_enc, *moments_enc, size, work=4 * enc.size,
         )  # fmt: skip
         for bias in (model.b_enc, model.b_dec):
             if bias.grad is not None:
@@ -178,7 +213,7 @@ class CompiledStep:
         for p in given:
             rows = np.atleast_2d((_grad(p).T if p is self.model.W_enc else _grad(p)).numpy())
             squares = self.space("squares", (len(rows),), np.float64)
-            split(update_loops.square, len(rows), rows, squares)
+            split(update_loops.square, len(rows), rows, squares, work=rows.size)
             total += float(squares.sum())
         return math.sqrt(total)
 

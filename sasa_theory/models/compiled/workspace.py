@@ -4,7 +4,9 @@ A fresh array of 38 MB costs nine milliseconds of page faults, writing it again 
 asked for by name and stay.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,20 +15,23 @@ from torch import Tensor
 
 
 class Workspace:
-    """Arrays by name; one is made anew when another size or type is asked for. What they hold is whatever was left."""
+    """Contiguous arrays by name; one is made anew when more, or far less, is asked for. They hold what was left."""
 
     def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
+        self._held: dict[str, ndarray] = {}
+        self._given: dict[str, ndarray] = {}
 
-    def tensor(self, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """A contiguous CPU tensor."""
-        held = self._held.get(name)
-        size = int(np.prod(shape))
-        if held is None or held.dtype != dtype or held.numel() < size or held.numel() > 2 * size:
-            held = self._held[name] = torch.empty(size, dtype=dtype)
-        return held[:size].view(*shape)
+    def __call__(self, name: str, shape: Sequence[int], dtype: Any = np.float32) -> ndarray:
+        """The array of that name, of that shape."""
+        given = self._given.get(name)
+        if given is not None and given.shape == tuple(shape) and given.dtype == dtype:
+            return given
+        held, size = self._held.get(name), math.prod(shape)
+        if held is None or held.dtype != dtype or not size <= held.size <= 2 * size:
+            held = self._held[name] = np.empty(size, dtype)
+        given = self._given[name] = held[:size].reshape(shape)
+        return given
 
-    def __call__(self, name: str, shape: Sequence[int], dtype: type = np.float32) -> ndarray:
-        """A contiguous array."""
-        made: ndarray = self.tensor(name, shape, torch.from_numpy(np.empty(0, dtype)).dtype).numpy()
-        return made
+    def tensor(self, name: str, shape: Sequence[int], dtype: Any = np.float32) -> Tensor:
+        """The same as a tensor."""
+        return torch.from_numpy(self(name, shape, dtype))

@@ -42,7 +42,7 @@ def test_the_units_are_those_of_largest_exact_norm(
     problem: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, bool, int],
 ) -> None:
     x, shift, rows, bias, rank, rectify, n_best = problem
-    moved, index, values = Gate(Workspace(), rank, rectify).choose("t", x, shift, rows, bias, n_best)
+    moved, index, values, _ = Gate(Workspace(), "t", rank, rectify).per_row(x, shift, rows, bias, n_best)
     assert np.array_equal(moved, x - shift)
     coefficients = exact(moved, rows, bias, rank, rectify)
     norms = np.linalg.norm(coefficients, axis=2)
@@ -69,8 +69,8 @@ def test_rows_in_doubt_are_listed_again(seed: int, monkeypatch: pytest.MonkeyPat
         pytest.skip("this processor has no int8 product")
     monkeypatch.setattr(module, "SPARE", -5)  # 2 s - 5: too few for the near ties
     x, rows, bias = crowded(seed)
-    gate = Gate(Workspace(), 1, False)
-    _, index, _ = gate.choose("t", x, None, rows, bias, 9)
+    gate = Gate(Workspace(), "t", 1, False)
+    _, index, _, _ = gate.per_row(x, None, rows, bias, 9)
     norms = np.abs(exact(x, rows, bias, 1, False))[..., 0]
     best = np.sort(norms, 1)[:, -9:]
     assert 0 < gate.doubted < gate.rows == len(x)
@@ -90,11 +90,11 @@ def test_without_the_doubt_the_choice_would_be_wrong() -> None:
 
 def test_without_int8_the_choice_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x, rows, bias = normal(0, 700, 33), normal(1, 400, 33), normal(2, 400)
-    first = Gate(Workspace(), 2, True).choose("t", x, None, rows, bias, 7)
+    first = Gate(Workspace(), "t", 2, True).per_row(x, None, rows, bias, 7)
     monkeypatch.setattr(module, "int8_is_faster", lambda: False)
-    second = Gate(Workspace(), 2, True).choose("t", x, None, rows, bias, 7)
-    for ours, theirs in zip(first, second, strict=True):
-        assert np.array_equal(ours, theirs)
+    second = Gate(Workspace(), "t", 2, True).per_row(x, None, rows, bias, 7)
+    assert np.array_equal(first.units, second.units)
+    assert np.array_equal(first.values, second.values)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -102,8 +102,28 @@ def test_without_int8_the_choice_is_the_same(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_value_that_is_not_finite_ends_in_the_codes_of_its_rows(value: float, place: str) -> None:
     x, rows, bias = normal(0, 50, 9), normal(1, 40, 9), normal(2, 40)
     (x if place == "row" else rows)[3, 4] = value
-    _, index, values = Gate(Workspace(), 2, False).choose("t", x, None, rows, bias, 3)
+    _, index, values, _ = Gate(Workspace(), "t", 2, False).per_row(x, None, rows, bias, 3)
     assert ((index >= 0) & (index < 20)).all()
     assert not np.isfinite(values[3] if place == "row" else values).all()
     if place == "row":
         assert np.isfinite(np.delete(values, 3, 0)).all()
+
+
+@settings(deadline=None)
+@given(problems(), st.sampled_from([None, 0.0, 0.3, 1.0, 3.0]))
+def test_the_latents_of_a_batch_are_its_largest(
+    problem: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, bool, int], guess: float | None
+) -> None:
+    """Whatever level is guessed, as a multiple of the right one; with fewer positive latents than wanted too."""
+    x, shift, rows, bias, _, _, n_best = problem
+    latents = exact(x - shift, rows, bias, 1, True)[..., 0]
+    best = np.sort(latents, None)[-len(x) * min(n_best, len(rows)) :]
+    known = -1.0 if guess is None else guess * float(best[0])
+    _, index, values, smallest = Gate(Workspace(), "t", 1, True).per_batch(x, shift, rows, bias, n_best, known)
+    chosen = np.take_along_axis(latents, index.clip(0), 1) * (index >= 0)
+    size = np.linalg.norm(x - shift, axis=1).max() * np.linalg.norm(rows, axis=1).max() + np.abs(bias).max()
+    assert np.abs(values[..., 0] - chosen).max(initial=0) <= 1e-5 * size
+    ours = np.sort(chosen[chosen > 0])
+    assert np.abs(ours[::-1] - best[::-1][: len(ours)]).max(initial=0) <= 1e-5 * size
+    assert best[: len(best) - len(ours)].max(initial=0) <= 1e-5 * size  # only zeros are left out
+    assert abs(smallest - (ours[0] if len(ours) else 0)) <= 1e-5 * size
