@@ -32,7 +32,8 @@ class Options:
     """
 
     arch: Annotated[str, tyro.conf.arg(metavar="NAME")]
-    """architecture: sasa, topk, batchtopk, relu, jumprelu, gated, or one of a plugin"""
+    """architecture: sasa, bsf, grassmannian, grouplasso, topk, abstopk, batchtopk, matryoshka, relu, jumprelu, gated,
+    or one of a plugin"""
     world: Annotated[str | None, tyro.conf.arg(metavar="SPEC")] = None
     """planted data: the name of a world that comes with the program, or a JSON file"""
     store: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sasa_theory.models.auxiliary import auxiliary_loss
-from sasa_theory.models.base import Loss, SparseModel, reconstruction_error, require_number, require_positive
+from sasa_theory.models.base import Loss, SparseModel, combine, reconstruction_error, require_number, require_positive
 from sasa_theory.models.codes import Codes
 from sasa_theory.models.gate import best_units
 from sasa_theory.models.registry import architectures
@@ -43,15 +43,16 @@ class BSF(SparseModel):
         """The s blocks of largest norm, with their r coefficients each."""
         return best_units(x, self.W_enc, self.b_enc, self.b_dec, self.rank, self.active_groups, signed=True)
 
-    def training_codes(self, x: "Float[Tensor, 'B D']") -> Codes:
-        """The same, differentiable in everything that is trained."""
-        return self.encode(x)
+    def training_rows(self) -> "tuple[Float[Tensor, 'D Kr'], Float[Tensor, 'Kr D']]":
+        """Encoder and decoder as the loss sees them, differentiable in everything that is trained."""
+        return self.W_enc, self.W_dec
 
     def loss(
         self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0
     ) -> Loss:
-        codes = self.training_codes(x)
-        xhat = self.decode(codes)
+        encoder, rows = self.training_rows()
+        codes = best_units(x, encoder, self.b_enc, self.b_dec, self.rank, self.active_groups, signed=True)
+        xhat = combine(codes, rows) + self.b_dec
         parts = {
             "reconstruction": reconstruction_error(x, xhat),
             "auxiliary": auxiliary_loss(self, x, xhat, dead, self.aux_groups, signed=True),

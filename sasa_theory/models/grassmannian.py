@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from sasa_theory.models.base import Loss
 from sasa_theory.models.bsf import BSF
-from sasa_theory.models.codes import Codes
-from sasa_theory.models.gate import best_units
 from sasa_theory.models.registry import architectures
 from synthetic.errors import UsageError
 
@@ -46,13 +44,15 @@ class Grassmannian(BSF):
         if "gamma" in self._parameters:  # the first call comes from the base class, before gamma exists
             self.gamma.fill_(1.0)
 
-    def tied(self) -> "Float[Tensor, 'D Kr']":
-        """The encoder gamma D^T, differentiable."""
-        return (self.gamma.repeat_interleave(self.rank)[:, None] * self.W_dec).T
+    def training_rows(self) -> "tuple[Float[Tensor, 'D Kr'], Float[Tensor, 'Kr D']]":
+        """gamma D^T and D, with D = (3 W - (W W^T) W) / 2 per block: W itself where its rows are orthonormal.
 
-    def training_codes(self, x: "Float[Tensor, 'B D']") -> Codes:
-        """Codes by the tied encoder, so that the frames learn through both."""
-        return best_units(x, self.tied(), self.b_enc, self.b_dec, self.rank, self.active_groups, signed=True)
+        The derivative of that step at such W is the projection onto the tangent space, dW - (dW W^T + W dW^T) W / 2:
+        only what turns a frame reaches the optimiser, not what would stretch it.
+        """
+        blocks = self.W_dec.unflatten(0, (-1, self.rank))
+        frames = (1.5 * blocks - 0.5 * (blocks @ blocks.mT) @ blocks).flatten(0, 1)
+        return (self.gamma.repeat_interleave(self.rank)[:, None] * frames).T, frames
 
     @torch.no_grad()
     def post_step(self, loss: Loss | None = None) -> None:
@@ -60,4 +60,4 @@ class Grassmannian(BSF):
         frames = torch.linalg.qr(self.W_dec.unflatten(0, (-1, self.rank)).mT)
         signs = torch.where(frames.R.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)
         self.W_dec.copy_((frames.Q * signs[:, None]).mT.flatten(0, 1))
-        self.W_enc.copy_(self.tied())
+        self.W_enc.copy_(self.training_rows()[0])

@@ -48,7 +48,7 @@ class GroupLasso(SparseModel):
         group_rank: int,
         coefficient: float = 0.01,
         target_l0: float | None = None,
-        initial_threshold: float = 1.0,
+        initial_threshold: float = 0.05,
         aux_groups: int = 32,
     ) -> None:
         super().__init__(width_in, n_groups, group_rank)

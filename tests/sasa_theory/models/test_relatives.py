@@ -167,8 +167,9 @@ def test_grassmannian_code_is_the_projection_and_the_gate_its_energy(width, unit
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(3, 7), st.integers(2, 6), st.integers(1, 3), seeds)
-def test_grassmannian_learns_through_both_sides_of_its_frames(width, units, rank, seed):
-    """All blocks on, so no gate: loss = mean ||y - sum_k gamma_k D_k D_k^T y||^2, differentiated by plain autograd."""
+def test_grassmannian_learns_along_its_frames_through_both_sides(width, units, rank, seed):
+    """All blocks on, so no gate: loss = mean ||y - sum_k gamma_k D_k D_k^T y||^2 by plain autograd, and of its gradient
+    what is tangent to the frames: G - (G D^T + D G^T) D / 2."""
     model = disturbed(Grassmannian(width, units, rank, units), seed)
     model.post_step()
     x = normal(10, width, seed=seed + 7)
@@ -177,7 +178,9 @@ def test_grassmannian_learns_through_both_sides_of_its_frames(width, units, rank
     y = x - model.b_dec.detach()
     maps = torch.einsum("k,krd,kre->de", gamma, *[frames.unflatten(0, (units, rank))] * 2)
     (y - y @ maps).square().sum(1).mean().backward()
-    torch.testing.assert_close(model.W_dec.grad, frames.grad)
+    g, d = (value.unflatten(0, (units, rank)) for value in (frames.grad, frames.detach()))
+    tangent = g - 0.5 * (g @ d.mT + d @ g.mT) @ d
+    torch.testing.assert_close(model.W_dec.grad, tangent.flatten(0, 1))
     torch.testing.assert_close(model.gamma.grad, gamma.grad)
     assert model.W_enc.grad is None
 
@@ -228,6 +231,27 @@ def test_group_lasso_loss_is_its_formula(width, units, rank, scale, seed):
             penalty += float((kept * p).norm()) / 12
             xhat[row] += (kept * p) @ model.W_dec[columns].detach()
     torch.testing.assert_close(loss.xhat.detach(), xhat)
-    assert float(loss.parts["sparsity"]) == pytest.approx(scale * 0.2 * penalty, rel=1e-6, abs=1e-9)
+    assert float(loss.parts["sparsity"].detach()) == pytest.approx(scale * 0.2 * penalty, rel=1e-6, abs=1e-9)
     loss.total.backward()
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters()), "a block that is off has a gradient of zero"
+
+
+def test_group_lasso_finds_the_target_number_of_columns():
+    """Planes in R^8, two in ten rows each: the steered coefficient brings the active columns to the target."""
+    generator = torch.Generator().manual_seed(0)
+    planes = torch.linalg.qr(torch.randn(6, 8, 2, generator=generator)).Q.mT
+    model = build("grouplasso", width_in=8, n_groups=8, group_rank=2, target_l0=4.0, initial_threshold=0.05)
+    model.initialise(generator)
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    seen = []
+    for step in range(1200):
+        z = torch.randn(256, 6, 2, generator=generator) * (torch.rand(256, 6, 1, generator=generator) < 0.2)
+        loss = model.loss(torch.einsum("bkr,krd->bd", z, planes))
+        optimiser.zero_grad()
+        loss.total.backward()
+        optimiser.step()
+        model.post_step(loss)
+        if step >= 1000:
+            seen.append(float(loss.state["l0"]))
+    assert sum(seen) / len(seen) == pytest.approx(4.0, rel=0.15)
+    assert float(model.log_threshold.exp()) > 0.05, "the threshold is learned"
