@@ -5,12 +5,13 @@ coefficients are then computed in float32 and the s largest stay on. A row is su
 an unlisted unit can reach; the others (a few in a thousand) are listed again from a float32 product. The choice is that
 of exact coefficients, except with the probability that errors exceed SIGMAS deviations.
 
-BatchTopK chooses one level for all rows. A guess of it (the model's running threshold, or a sample of the rows) is set
-a little low, the product lists the latents that may lie above it, and their exact values give the level. If that is
-above the guess, nothing unlisted can be above it; else the guess was too high, and is lowered.
+BatchTopK chooses one level for all rows. A guess of it (the last batch's, or a sample of the rows) is set a little low,
+the product lists the latents that may lie above it, and their exact values give the level. If that is above the guess,
+nothing unlisted can be above it; else the guess was too high, and is lowered.
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from sasa_theory.threads import split
 
 #: a row lists at most 2 s + SPARE candidates
 SPARE = 12
-#: rows whose products give BatchTopK's first guess, the surplus it aims at, and how far below a known level it starts
+#: rows whose products give BatchTopK's first guess, the surplus it aims at, and where it starts below a known level
 SAMPLE, SURPLUS, BELOW = 64, 1.25, 0.95
 
 
@@ -50,6 +51,8 @@ class Gate:
         self.screen, self.again = Screen(space, name, rank), Screen(space, f"{name} again", rank)
         #: rows that were listed again from a float32 product, and rows in all
         self.doubted = self.rows = 0
+        #: BatchTopK's last level, where the next is looked for; 0: unknown
+        self.level = 0.0
 
     def per_row(self, x: ndarray, shift: "ndarray | None", rows: ndarray, bias: ndarray, n_best: int) -> Chosen:
         """For each row the `n_best` units of largest norm of (x - shift) rows^T + bias, largest first.
@@ -71,16 +74,12 @@ class Gate:
             index[doubtful], values[doubtful], _ = chosen
         return Chosen(x, index, values)
 
-    def per_batch(
-        self, x: ndarray, shift: ndarray, rows: ndarray, bias: ndarray, n_best: int, known: float = -1.0
-    ) -> Chosen:
-        """The len(x) n_best largest of relu((x - shift) rows^T + bias), but for zeros; for r = 1.
-
-        `known` is about the level to be expected, negative if it is not known.
-        """
+    def per_batch(self, x: ndarray, shift: ndarray, rows: ndarray, bias: ndarray, n_best: int) -> Chosen:
+        """The len(x) n_best largest of relu((x - shift) rows^T + bias), but for zeros; for r = 1."""
         x, batch = self._shifted(x, shift), len(x)
         wanted, slots = batch * n_best, min(len(rows), 2 * n_best + 64)
-        level = BELOW * known if known > 0 else self._sampled(x, rows, bias, n_best)
+        guesses = self._guesses(x, rows, bias, n_best)
+        level = next(guesses)
         while True:
             listed = self._held("listed", (batch, slots), np.int64)
             counts = self._held("counts", (batch,), np.int64)
@@ -100,11 +99,11 @@ class Gate:
             smallest = float(flat[on].min()) if len(on) else 0.0
             if level == 0 or (len(on) == wanted and smallest >= level) or not np.isfinite(flat[on]).all():
                 break
-            # too high: so low once that a wrong guess is past, then everything that is positive
-            level = 0.5 * level if known > 0 and level > 0.5 * known else 0.0
+            level = next(guesses)
         off = np.ones(listed.shape, np.bool_)
         off.ravel()[on] = False
         listed[off], values[off] = -1, 0
+        self.level = smallest
         return Chosen(x, listed, values, smallest)
 
     def _best(
@@ -139,12 +138,18 @@ class Gate:
         split(loops.exact, n_units, starts, pairs, x, rows, bias, self.rectify, found, cuts=even(starts), work=work)
         return found
 
-    def _sampled(self, x: ndarray, rows: ndarray, bias: ndarray, n_best: int) -> float:
-        """The level that SURPLUS n_best latents of a row exceed on average, from a few rows."""
+    def _guesses(self, x: ndarray, rows: ndarray, bias: ndarray, n_best: int) -> Iterator[float]:
+        """Levels to try: a little below the last batch's, by a sample of the rows, half of that, zero."""
+        if self.level > 0:
+            yield BELOW * self.level
         few = x[:: max(1, len(x) // SAMPLE)]
         values = np.maximum(few @ rows.T + bias, 0).ravel()
         at = len(values) - min(len(values), math.ceil(SURPLUS * n_best * len(few)))
-        return float(np.partition(values, at)[at])
+        level = float(np.partition(values, at)[at])
+        if level > 0:
+            yield level
+            yield level / 2
+        yield 0.0
 
     def _shifted(self, x: ndarray, shift: "ndarray | None") -> ndarray:
         if shift is None:

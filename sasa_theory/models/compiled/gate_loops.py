@@ -263,35 +263,28 @@ def exact(
     """out[t, i, j] = <x[t], rows[k r + j]> + bias[k r + j] for the pairs (t, i) of the units k, rectified if asked."""
     _, slots, rank = out.shape
     for k in range(start, stop):
-        p, end = starts[k], starts[k + 1]
-        while p < end:
-            # four rows of x against each weight row: it is read once for them
-            several = p + 4 <= end
-            n = 4 if several else 1
-            t0, i0 = pairs[p] // slots, pairs[p] % slots
-            q = p + n - 1
-            t1, i1 = (pairs[p + 1] // slots, pairs[p + 1] % slots) if several else (t0, i0)
-            t2, i2 = (pairs[p + 2] // slots, pairs[p + 2] % slots) if several else (t0, i0)
-            t3, i3 = pairs[q] // slots, pairs[q] % slots
+        end = starts[k + 1]
+        for p in range(starts[k], end, 4):
+            # four rows of x against each weight row, so that it is read once for them; the last ones repeat, so that a
+            # coefficient does not depend, not in its last bit, on what else is listed
+            a, b, c = min(p + 1, end - 1), min(p + 2, end - 1), min(p + 3, end - 1)
+            t0, t1, t2, t3 = pairs[p] // slots, pairs[a] // slots, pairs[b] // slots, pairs[c] // slots
             x0, x1, x2, x3 = x[t0], x[t1], x[t2], x[t3]
             for j in range(rank):
                 row, shift = rows[k * rank + j], bias[k * rank + j]
                 s0, s1, s2, s3 = shift, shift, shift, shift
-                if several:
-                    for d in range(len(row)):
-                        w = row[d]
-                        s0 += x0[d] * w
-                        s1 += x1[d] * w
-                        s2 += x2[d] * w
-                        s3 += x3[d] * w
-                    out[t1, i1, j] = max(s1, ZERO) if rectify else s1
-                    out[t2, i2, j] = max(s2, ZERO) if rectify else s2
-                    out[t3, i3, j] = max(s3, ZERO) if rectify else s3
-                else:
-                    for d in range(len(row)):
-                        s0 += x0[d] * row[d]
-                out[t0, i0, j] = max(s0, ZERO) if rectify else s0
-            p += n
+                for d in range(len(row)):
+                    w = row[d]
+                    s0 += x0[d] * w
+                    s1 += x1[d] * w
+                    s2 += x2[d] * w
+                    s3 += x3[d] * w
+                if rectify:
+                    s0, s1, s2, s3 = max(s0, ZERO), max(s1, ZERO), max(s2, ZERO), max(s3, ZERO)
+                out[t0, pairs[p] % slots, j] = s0
+                out[t1, pairs[a] % slots, j] = s1
+                out[t2, pairs[b] % slots, j] = s2
+                out[t3, pairs[c] % slots, j] = s3
 
 
 @compiled

@@ -129,7 +129,7 @@ class CompiledStep:
         shift, n_best = self.model.b_dec.numpy(), self.form.n_best
         if not self.form.per_batch:
             return self.gate.per_row(rows, shift, enc, bias, n_best)
-        return self.gate.per_batch(rows, shift, enc, bias, n_best, float(self.model.get_buffer("threshold")))
+        return self.gate.per_batch(rows, shift, enc, bias, n_best)
 
     def _auxiliary(
         self,

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sasa_theory.models.codes import Codes
 from sasa_theory.models.compiled import gate as module
 from sasa_theory.models.compiled.gate import Gate
 from sasa_theory.models.compiled.workspace import Workspace
@@ -110,16 +111,17 @@ def test_a_value_that_is_not_finite_ends_in_the_codes_of_its_rows(value: float, 
 
 
 @settings(deadline=None)
-@given(problems(), st.sampled_from([None, 0.0, 0.3, 1.0, 3.0]))
+@given(problems(), st.sampled_from([0.0, 0.3, 1.0, 3.0]))
 def test_the_latents_of_a_batch_are_its_largest(
-    problem: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, bool, int], guess: float | None
+    problem: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, bool, int], guess: float
 ) -> None:
     """Whatever level is guessed, as a multiple of the right one; with fewer positive latents than wanted too."""
     x, shift, rows, bias, _, _, n_best = problem
     latents = exact(x - shift, rows, bias, 1, True)[..., 0]
     best = np.sort(latents, None)[-len(x) * min(n_best, len(rows)) :]
-    known = -1.0 if guess is None else guess * float(best[0])
-    _, index, values, smallest = Gate(Workspace(), "t", 1, True).per_batch(x, shift, rows, bias, n_best, known)
+    gate = Gate(Workspace(), "t", 1, True)
+    gate.level = guess * float(best[0])
+    _, index, values, smallest = gate.per_batch(x, shift, rows, bias, n_best)
     chosen = np.take_along_axis(latents, index.clip(0), 1) * (index >= 0)
     size = np.linalg.norm(x - shift, axis=1).max() * np.linalg.norm(rows, axis=1).max() + np.abs(bias).max()
     assert np.abs(values[..., 0] - chosen).max(initial=0) <= 1e-5 * size
@@ -127,3 +129,16 @@ def test_the_latents_of_a_batch_are_its_largest(
     assert np.abs(ours[::-1] - best[::-1][: len(ours)]).max(initial=0) <= 1e-5 * size
     assert best[: len(best) - len(ours)].max(initial=0) <= 1e-5 * size  # only zeros are left out
     assert abs(smallest - (ours[0] if len(ours) else 0)) <= 1e-5 * size
+
+
+def test_the_level_looked_for_does_not_move_a_bit() -> None:
+    """What a stopped run does not remember must not change what it computes."""
+    x, rows, bias = normal(0, 300, 37), normal(1, 200, 37), normal(2, 200)
+    dense = []
+    for level in (0.0, 0.5, 2.0):
+        gate = Gate(Workspace(), "t", 1, True)
+        gate.level = level
+        _, index, values, _ = gate.per_batch(x, np.zeros(37, np.float32), rows, bias, 5)
+        dense.append(Codes(torch.from_numpy(index), torch.from_numpy(values), 200).dense())
+    assert torch.equal(dense[0], dense[1])
+    assert torch.equal(dense[0], dense[2])
