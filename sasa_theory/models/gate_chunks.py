@@ -1,7 +1,7 @@
 """The Top-s gate in chunks of rows: the s best units are taken from each chunk of the encoder product at once.
 
 No (B, K r) tensor is kept. Where a CPU multiplies bf16 at twice the rate of float32, a bf16 product is run first and
-never trusted: it names s + `SPARE` candidates per row, their coefficients are computed in float32, and the s largest
+never trusted: it names `candidates(s)` units per row, their coefficients are computed in float32, and the s largest
 of those are the answer, provided no unit left out can reach them. With x = xh + xl and W = Wh + Wl (bf16 and the rest)
 
     | ||p_k|| - ||p^_k|| |  <=  ||xl|| ||Wh_k|| + ||x|| ||Wl_k||  +  what bias, products and squares lose in bf16,
@@ -22,8 +22,6 @@ from sasa_theory.models import bags
 CHUNK = 64 << 20
 #: the same in bf16, whose product does not mind: these stay in cache until the gate has read them
 CHUNK_LOW = 8 << 20
-#: candidates of the bf16 product beyond s
-SPARE = 16
 #: share of uncertain rows above which the rest of the batch goes to float32 directly
 GIVE_UP = 0.3
 #: multiplications from which the bf16 product pays for its preparation
@@ -85,6 +83,11 @@ def gate_full(
     return index, values
 
 
+def candidates(n_best: int) -> int:
+    """Units that the bf16 product names for n_best: the gaps between norms narrow as more are kept."""
+    return n_best + n_best // 2 + 12
+
+
 @functools.cache
 def has_bf16_products() -> bool:
     """Whether this CPU multiplies bf16 in hardware (AVX-512 BF16 or AMX)."""
@@ -98,7 +101,7 @@ def screening_pays(x: Tensor, w_enc: Tensor, rank: int, n_best: int) -> bool:
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.numel() * columns >= WORTHWHILE
-        and 4 * (n_best + SPARE) * rank <= columns
+        and 4 * candidates(n_best) * rank <= columns
         and has_bf16_products()
     )
 
@@ -134,7 +137,7 @@ def gate_screened(
         norms = torch.mul(pre, pre, out=buffer[1, : len(here)])
         if rank > 1:
             norms = (norms.view(-1, len(add_up)) @ add_up).view(len(here), -1)
-        found = bags.best(norms, n_best + SPARE)
+        found = bags.best(norms, candidates(n_best))
         reach = norms.gather(1, found).amin(dim=1).float().sqrt_().mul_(1 + lost_share)
         reach += torch.linalg.vector_norm(here - x_low, dim=1) * size
         reach += torch.linalg.vector_norm(here, dim=1) * (lost + lost_sums) + lost_bias
@@ -166,5 +169,7 @@ def _rounded(rows: "Float[Tensor, 'Kr D']", rank: int) -> tuple[Tensor, float, f
 
 def _largest_norm(rows: Tensor, rank: int) -> float:
     """At least the operator norm of every block of `rank` rows."""
+    if rank == 1:
+        return float(torch.linalg.vector_norm(rows, dim=1).max())
     blocks = rows.view(-1, rank, rows.shape[1])
     return float((blocks @ blocks.mT).abs().sum(-1).max().sqrt())

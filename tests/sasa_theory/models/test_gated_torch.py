@@ -57,7 +57,7 @@ def test_codes_loss_and_every_gradient_equal_the_plain_path(case, dtype):
     n_best = max(1, round(case["share"] * case["units"]))
     ours, theirs = tensors(case, dtype), tensors(case, dtype)
     chunk = case["rows_per_chunk"] * ours[1].shape[1] * ours[1].element_size()
-    low = case["screened"] and dtype == torch.float32 and n_best + gate_chunks.SPARE <= case["units"]
+    low = case["screened"] and dtype == torch.float32 and gate_chunks.candidates(n_best) <= case["units"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate_chunks, "CHUNK", chunk)
         patch.setattr(gate_chunks, "CHUNK_LOW", chunk)
