@@ -6,7 +6,6 @@ result names the machine, the thread counts and the load. Work on a GPU is waite
 
 import contextlib
 import ctypes
-import gc
 import hashlib
 import os
 import platform
@@ -100,7 +99,6 @@ def memory(device: str = "cpu") -> Iterator[Memory]:
     import torch
 
     found = Memory()
-    gc.collect()
     if device.startswith("cuda"):
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

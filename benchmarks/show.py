@@ -143,7 +143,7 @@ def write_readme(readme: Path, folder: Path, picture: str | None = None) -> Path
 
 
 def _step_table(result: dict[str, Any], device: str) -> str:
-    """Columns are the main and small comparisons, rows the contenders: milliseconds a step, and times our SASA."""
+    """Columns are the main and small comparisons, rows the contenders: milliseconds, times our SASA, GPU memory."""
     names = ("main", "small") if device == "cpu" else ("gpu",)
     runs = [run for name in names for run in sweep(result, name, device)]
     if not runs:
@@ -154,7 +154,12 @@ def _step_table(result: dict[str, Any], device: str) -> str:
     lines = [header, ["---", *("---:" for _ in runs)]]
     lines.append([FLOOR, *(_cell(run, run["floor"]["seconds"]["median"]) for run in runs)])
     for name in shown:
-        cells = [_cell(run, run["rows"][name]["seconds"]["median"]) if name in run["rows"] else "" for run in runs]
+        cells = [
+            _cell(run, run["rows"][name]["seconds"]["median"], run["rows"][name]["peak_bytes"])
+            if name in run["rows"]
+            else ""
+            for run in runs
+        ]
         lines.append([LABELS.get(name, name), *cells])
     here = runs[0]["machine"]
     place = here["gpu"] if device == "cuda" else f"{here['cpu']}, {runs[0]['threads']} threads"
@@ -176,10 +181,11 @@ def _title(run: dict[str, Any]) -> str:
     )
 
 
-def _cell(run: dict[str, Any], seconds: float) -> str:
+def _cell(run: dict[str, Any], seconds: float, peak: int | None = None) -> str:
     ours = run["rows"].get("sasa")
     times = f" ({seconds / ours['seconds']['median']:.2g})" if ours else ""
-    return f"{_number(1e3 * seconds)}{times}"
+    held = f", {peak / 2**30:.2g} GiB" if peak and run["device"] != "cpu" else ""
+    return f"{_number(1e3 * seconds)}{times}{held}"
 
 
 def _number(value: float) -> str:

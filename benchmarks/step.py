@@ -3,8 +3,9 @@
     python -m benchmarks.step --sweep main small        # sasa-lab bench step does the same, then draws the figure
 
 Each comparison builds every contender, measures its memory alone, then times all in turn beside the floor: the
-encoder's product (B, D) x (D, K r) by torch.mm in fp32 (TF32 on a GPU). Comparisons are saved one by one, and a run
-that was stopped goes on with the ones that are missing. On a GPU: `--device cuda --precision tf32 bf16 --sweep gpu`.
+encoder's product (B, D) x (D, K r) by torch.mm in the comparison's precision. Comparisons are saved one by one, and a
+run that was stopped goes on with the ones that are missing. On a GPU (`--device cuda --sweep gpu`) each is made twice,
+in TF32 and in bf16 autocast.
 """
 
 import argparse
@@ -93,7 +94,7 @@ class Plan:
                     names.remove("restated")
                 wanted.setdefault(setting, set()).update(names)
         asked = set(self.contenders or CONTENDERS) - (set() if self.sasa_path else {"published"})
-        precisions = self.precisions or (("tf32",) if self.device.startswith("cuda") else ("fp32",))
+        precisions = self.precisions or (("tf32", "bf16") if self.device.startswith("cuda") else ("fp32",))
         return [
             (setting, precision, tuple(name for name in CONTENDERS if name in names & asked))
             for setting, names in wanted.items()
@@ -151,9 +152,10 @@ def compare(bench: Bench, names: Iterable[str], rounds: int, precision: str) -> 
             peaks[name] = held.peak
         except UsageError as error:
             left_out[name] = str(error)
-    columns = torch.randn(setting.width, setting.columns, device=device)
-    product = torch.empty(setting.batch, setting.columns, device=device)
-    sides = [Contender(FLOOR, lambda: torch.mm(bench.rows[0], columns, out=product))]
+    dtype = torch.bfloat16 if bench.autocast else torch.float32
+    x, columns = bench.rows[0].to(dtype), torch.randn(setting.width, setting.columns, device=device, dtype=dtype)
+    product = torch.empty(setting.batch, setting.columns, device=device, dtype=dtype)
+    sides = [Contender(FLOOR, lambda: torch.mm(x, columns, out=product))]
     sides += [Contender(name, step) for name, step in steps.items()]
     times = race(sides, rounds, describe(setting, precision), device, LEAST)
     shares = {name: parts(steps[name], device) for name in OURS if name in steps}
@@ -174,12 +176,13 @@ def compare(bench: Bench, names: Iterable[str], rounds: int, precision: str) -> 
         for name in OURS
         if name in measured
     }
+    flop = 2 * setting.batch * setting.width * setting.columns
     return {
         "setting": asdict(setting) | {"columns": setting.columns, "l0": setting.l0, "aux_columns": setting.aux_columns},
         "precision": precision,
         "device": device,
         "threads": torch.get_num_threads(),
-        "floor": {"seconds": floor.to_json(), "flop": 2 * setting.batch * setting.width * setting.columns},
+        "floor": {"seconds": floor.to_json(), "flop": flop, "flop_per_second": flop / floor.median},
         "rows": measured,
         "left_out": left_out,
         "ratios": ratios,
@@ -197,6 +200,7 @@ def needed_bytes(setting: Setting, name: str) -> int:
 def free_bytes(device: str) -> int:
     """Memory that can still be had on a device."""
     if device.startswith("cuda"):
+        torch.cuda.empty_cache()
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
     try:

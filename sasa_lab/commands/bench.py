@@ -42,7 +42,7 @@ class Options:
     rounds: int | None = None
     """rounds instead of the profile's"""
     precision: tuple[str, ...] = ()
-    """of step on a GPU: tf32 (default), bf16 (autocast), fp32"""
+    """of step on a GPU: tf32, bf16 (autocast), fp32 (default: the first two)"""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """CPU threads of both sides (torch's own choice)"""
     sasa_path: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
