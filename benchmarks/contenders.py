@@ -262,10 +262,10 @@ def require(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UsageError(
-            f"{module.partition('.')[0]} cannot be imported ({str(error).splitlines()[0]}); "
-            "install the peers: pip install -c constraints.txt -e '.[peers]'"
-        ) from error
+        package = module.partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            raise UsageError(f"{package} is not installed; pip install -c constraints.txt -e '.[peers]'") from None
+        raise UsageError(f"{package} cannot be imported: {str(error).splitlines()[0]}") from error
 
 
 #: name -> builder; `sasa`, `topk`, `batchtopk`, `abstopk` are ours

@@ -90,7 +90,7 @@ def test_a_stopped_run_leaves_the_comparisons_it_finished_and_goes_on(tiny, tmp_
 def test_a_missing_peer_and_one_that_does_not_fit_are_left_out_with_the_reason(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(CONTENDERS, "sae-lens topk", lambda bench: contenders.require("no_such_peer"))
     run = measure(tmp_path, names=("sasa", "sae-lens topk"))["runs"][0]
-    assert set(run["rows"]) == {"sasa"} and "no_such_peer cannot be imported" in run["left_out"]["sae-lens topk"]
+    assert set(run["rows"]) == {"sasa"} and "no_such_peer is not installed" in run["left_out"]["sae-lens topk"]
     assert ".[peers]" in run["left_out"]["sae-lens topk"]
     monkeypatch.setattr(step, "free_bytes", lambda device: 7000)
     run = measure(tmp_path / "full", names=("sasa", "restated"))["runs"][0]
