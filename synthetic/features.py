@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from synthetic.errors import UsageError, unknown
@@ -120,7 +120,7 @@ class VariedMagnitude(Magnitude):
 
     mean_i runs linearly from `first` to `last` over the group; std_i = |N(std_mean, std_std^2)|, drawn once. In a spec:
     {"law": "varied_normal", "mean": [first, last], "std": {"mean": 0.5, "std": 0.5}}. The RMS of a_i multiplies the
-    feature's scale, so that what is drawn each time still has E a^2 = 1; the world draws it (`World._vary`).
+    feature's scale, so that what is drawn each time still has E a^2 = 1; `OwnMagnitudes` draws it.
     """
 
     first: float = 1.0
@@ -185,6 +185,35 @@ class Feature:
     dim: int
     scale: float
     magnitude: Magnitude | None = None
+
+
+class OwnMagnitudes:
+    """The magnitudes of features with laws of their own (`VariedMagnitude`), for the world to draw; empty if none has.
+
+    table  (n, 3) mean, std and RMS of each feature's law; (1, 0, 1), a constant, where it has none.
+    """
+
+    def __init__(self, features: Sequence[Feature]) -> None:
+        laws = [feature.magnitude for feature in features]
+        rows = [(law.mean, law.std, math.sqrt(law.second_moment())) if law else (1.0, 0.0, 1.0) for law in laws]
+        self.table = torch.tensor(rows if any(laws) else [], dtype=torch.float64).reshape(-1, 3)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def draw(self, feature: "Int[Tensor, ' m']", generator: torch.Generator) -> "Float[Tensor, ' m']":
+        """A magnitude with E a^2 = 1 for each activation, in float32."""
+        mean, std, rms = self.table.float()[feature].unbind(dim=1)
+        return (mean + std * torch.randn(len(feature), generator=generator)).clamp_min(0) / rms
+
+    def over_means(self, parent: "Int[Tensor, ' n']") -> "Float[Tensor, ' n']":
+        """Product of RMS / mean over each feature's ancestors: what scaling by length over mean adds to over RMS."""
+        gain, node = self.table[:, 2] / self.table[:, 0], parent
+        product = torch.ones_like(gain)
+        while bool((node >= 0).any()):
+            product *= torch.where(node >= 0, gain[node.clamp_min(0)], 1.0)
+            node = torch.where(node >= 0, parent[node.clamp_min(0)], -1)
+        return product
 
 
 def read_groups(value: object) -> tuple[list[tuple[str, Kind, int, Any]], list[dict[str, Any]]]:

@@ -58,8 +58,9 @@ def read_hierarchy(value: object, n: int) -> "tuple[Int[Tensor, ' n'], float | N
     features after it stand alone. {"parents": [...]}: one parent index (or -1) per feature. `child_rate`: P(child
     active | parent active); without it, each child's own rate under the support's `rates`, as it is before its parent
     and its siblings have their say. `exclusive`: at most one child of a parent at a time. `scale_children`: a
-    child's contribution is multiplied by the relative norm ||h_p|| / scale_p of its parent's. `compensate` (without
-    `child_rate`): children's rates are raised first for what their parent and siblings will take (`compensated`).
+    child's contribution is multiplied by the relative norm ||h_p|| / scale_p of its parent's (under varied_normal by
+    ||h_p|| over the mean of the parent's own law). `compensate` (without `child_rate`): children's rates are raised
+    first for what their parent and siblings will take (`compensated`).
     """
     if value is None:
         return torch.full((n,), -1, dtype=torch.int64), None, False, None

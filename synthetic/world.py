@@ -32,7 +32,7 @@ from torch import Tensor
 
 from synthetic.batch import Batch, FrameTable
 from synthetic.errors import DataError, UsageError, unknown
-from synthetic.features import Feature, Kind, make_features, read_groups
+from synthetic.features import Feature, Kind, OwnMagnitudes, make_features, read_groups
 from synthetic.placement import coherent_frames, mutual_coherence, orthogonal_frames, random_frames, tight_frames
 from synthetic.spec import Fields
 from synthetic.stream import WorldStream, derived_generator
@@ -121,8 +121,10 @@ class World:
         }
         self._tables = {torch.device("cpu"): FrameTable(rows, torch.tensor(self.dims))}
         self._kinds, self._kind = _distinct([feature.kind for feature in self.features])
-        self._magnitudes = _own_magnitudes(self.features)
+        self._magnitudes = OwnMagnitudes(self.features)
         self.scales = torch.tensor([feature.scale for feature in self.features], dtype=torch.float64)
+        if self._magnitudes and self.support.scale_children:
+            self.scales *= self._magnitudes.over_means(self.support.parent)
         self.bias, self._noise_std = bias, 0.0
         self._finish(noise, energy)
 
@@ -279,8 +281,8 @@ class World:
             z, theta = self._kinds[number].sample(len(where), generator)
             flat[where, : z.shape[1]] = z
             flat_theta[where, : theta.shape[1]] = theta
-        if len(self._magnitudes):
-            self._vary(flat, feature, generator)
+        if self._magnitudes:
+            flat *= self._magnitudes.draw(feature, generator)[:, None]
         if self.support.scale_children:
             self._scale_children(flat, row, feature)
         flat *= self.scales.float()[feature, None]
@@ -292,12 +294,6 @@ class World:
         theta = torch.zeros(n, slots, parameters)
         index[row, slot], coords[row, slot], theta[row, slot] = feature, flat, flat_theta
         return index, coords, theta
-
-    def _vary(self, coords: "Float[Tensor, 'm d']", feature: Tensor, generator: torch.Generator) -> None:
-        """Multiply by magnitudes of the features' own laws, in place; those without one draw 1."""
-        mean, std, rms = self._magnitudes[feature].unbind(dim=1)
-        normal = torch.randn(len(feature), generator=generator)
-        coords *= ((mean + std * normal).clamp_min(0) / rms)[:, None]
 
     def _scale_children(self, coords: "Float[Tensor, 'm d']", row: Tensor, feature: Tensor) -> None:
         """Multiply each child's coordinates by the norm of its parent's, from the roots down, in place."""
@@ -371,15 +367,6 @@ def _read(path: Path) -> Any:
         raise UsageError(f"cannot read the world {path}: {error.strerror or error}") from None
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error})") from None
-
-
-def _own_magnitudes(features: list[Feature]) -> "Float[Tensor, 'n 3']":
-    """(mean, std, rms) of each feature's own magnitude law, (1, 0, 1) for those without; no rows if none has one."""
-    laws = [feature.magnitude for feature in features]
-    if all(law is None for law in laws):
-        return torch.zeros(0, 3)
-    rows = [(law.mean, law.std, math.sqrt(law.second_moment())) if law else (1.0, 0.0, 1.0) for law in laws]
-    return torch.tensor(rows, dtype=torch.float32)
 
 
 def _distinct(kinds: list[Kind]) -> "tuple[list[Kind], Int[Tensor, ' n']]":

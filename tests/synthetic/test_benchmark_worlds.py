@@ -121,10 +121,19 @@ def test_synthsaebench_magnitudes(bench: World, rows: Batch) -> None:
         error = Z / math.sqrt(len(own))
         assert abs(float(own.mean()) - means[feature]) < error * stds[feature]
         assert abs(float(own.std()) - stds[feature]) < error * stds[feature]
+    for chain in ([0, 128], [0, 128, 640], [0, 128, 640, 2688]):
+        # a descendant's length is its own draw times each ancestor's draw over that ancestor's mean
+        batch = bench.points(chain[-1], 2000, 0).coords[:, 0, 0].double() / bench.scales[chain[-1]]
+        own, above = laws[chain[-1]], [laws[i] for i in chain[:-1]]
+        factor = math.prod(math.sqrt(law.second_moment()) / law.mean for law in above if law)
+        assert own is not None
+        expected = math.sqrt(own.second_moment()) * factor
+        assert float(bench.scales[chain[-1]]) == pytest.approx(expected, rel=1e-6)
+        assert abs(float(batch.square().mean()) - 1) < Z * float(batch.square().std()) / math.sqrt(2000)
     child = 128
     has = (rows.index == child).any(1)
     both = [(length[has] * (rows.index[has] == which)).sum(1) for which in (0, child)]
-    relative = both[1] / (both[0] / bench.scales[0].float())
+    relative = both[1] / (both[0] / means[0])
     law = laws[child]
     assert law is not None and abs(float(relative.mean()) - law.mean) < Z * law.std / math.sqrt(len(relative))
 
