@@ -1,4 +1,4 @@
-"""The GPU session's script, tried on a CPU with small shapes: it measures, keeps what it has, and says when it is done."""
+"""The GPU session's script, tried on a CPU with small shapes: it measures, keeps what it has, says when it is done."""
 
 from benchmarks import gpu_session
 from sasa_theory.files import read_json
