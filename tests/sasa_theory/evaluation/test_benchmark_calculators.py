@@ -141,6 +141,9 @@ def test_no_atom_is_taken_that_makes_it_worse() -> None:
     codes = sparse.csr_array([[1.0, 3.0], [0, 0], [0, 0]])
     rest = without_best_atoms(wanted, codes, torch.eye(3, dtype=torch.float64).numpy()[:2], 2)
     assert rest.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 1]]
+    # and none twice, though a second time would lower the error too
+    rest = without_best_atoms(3 * wanted[:1], sparse.csr_array([[1.0]]), wanted[:1], 2)
+    assert rest.tolist() == [[2, 0, 0]]
 
 
 @settings(max_examples=15, deadline=None)
