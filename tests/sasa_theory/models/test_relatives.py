@@ -138,7 +138,7 @@ def trained_grassmannian(width: int, units: int, rank: int, seed: int, steps: in
 def test_grassmannian_blocks_are_scaled_projectors(width, units, rank, seed):
     """After any number of steps: orthonormal frames, and maps gamma_k P_k with P_k an orthogonal projector."""
     model = trained_grassmannian(width, units, rank, seed)
-    enc, dec = (block.detach() for block in model.blocks())
+    enc, dec = (block.detach().clone() for block in model.blocks())
     eye = torch.eye(rank, dtype=torch.float64)
     torch.testing.assert_close(dec @ dec.mT, eye.expand(units, rank, rank))
     assert not torch.allclose(model.gamma, torch.ones_like(model.gamma)), "gamma is trained"
