@@ -1,9 +1,10 @@
 """Which units win: a product in int8 lists the candidates, their exact coefficients decide.
 
-A row's candidates are the units within twice SIGMAS rounding errors of the s-th largest norm, some more than s. Their
-coefficients are then computed in float32 and the s largest stay on. A row is sure when the least of them exceeds what
-an unlisted unit can reach; the others (a few in a thousand) are listed again from a float32 product. The choice is that
-of exact coefficients, except with the probability that errors exceed SIGMAS deviations.
+A row's candidates are the units that, with SIGMAS rounding errors in their favour, reach the s-th largest norm with as
+many against it: some more than s. Their coefficients are then computed in float32 and the s largest stay on. A row is
+sure when the least of them exceeds what an unlisted unit can reach; the others (a few in a thousand) are listed again
+from a float32 product. The choice is that of exact coefficients, except with the probability that errors exceed SIGMAS
+deviations.
 
 BatchTopK chooses one level for all rows. A guess of it (the last batch's, or a sample of the rows) is set a little low,
 the product lists the latents that may lie above it, and their exact values give the level. If that is above the guess,
@@ -25,8 +26,8 @@ from sasa_theory.models.compiled.screen import Products, Screen, int8_is_faster
 from sasa_theory.models.compiled.workspace import Workspace
 from sasa_theory.threads import split
 
-#: a row lists at most 2 s + SPARE candidates
-SPARE = 12
+#: a row lists at most 3 s + SPARE candidates
+SPARE = 16
 #: rows whose products give BatchTopK's first guess, the surplus it aims at, and where it starts below a known level
 SAMPLE, SURPLUS, BELOW = 64, 1.25, 0.95
 
@@ -55,12 +56,12 @@ class Gate:
         self.level = 0.0
 
     def per_row(self, x: ndarray, shift: "ndarray | None", rows: ndarray, bias: ndarray, n_best: int) -> Chosen:
-        """For each row the `n_best` units of largest norm of (x - shift) rows^T + bias, largest first.
+        """For each row the `n_best` units of largest norm of (x - shift) rows^T + bias.
 
         rows (K r, D) are the encoder's columns.
         """
         x, batch = self._shifted(x, shift), len(x)
-        slots = min(len(rows) // self.rank, 2 * n_best + SPARE)
+        slots = min(len(rows) // self.rank, 3 * n_best + SPARE)
         listed, bound = self._held("listed", (batch, slots), np.int64), self._held("bound", (batch,))
         index = self._held("index", (batch, n_best), np.int64)
         values, sure = self._held("values", (batch, n_best, self.rank)), self._held("sure", (batch,), np.bool_)

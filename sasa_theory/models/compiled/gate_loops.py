@@ -15,8 +15,8 @@ compiled = numba.njit(nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"
 SIGMAS = np.float32(6.0)
 ZERO = np.float32(0.0)
 TOP = np.float32(127.0)
-#: units looked at together before any is compared on its own
-BLOCK = 32
+#: units compared together before any is on its own
+BLOCK = 64
 LAST, MASK = np.int64(2**31 - 1), np.int64(2**32 - 1)
 
 
@@ -80,57 +80,85 @@ def shortlist(
     """The units of rows first + [start, stop) that may be among the n_best of largest norm, from the products `pre`.
 
     pre (rows, r K) times row_scale and scale, plus bias, are the coefficients up to errors of standard deviation
-    sqrt(row_noise_0 noise_1 + noise_0 row_noise_1). index[row] gets at most index.shape[1] units, -1 in the rest;
-    bound[row] what the norm of a unit that is not listed cannot exceed (but for SIGMAS deviations).
+    sqrt(row_noise_0 noise_1 + noise_0 row_noise_1), so a norm lies within SIGMAS of them. index[row] gets at most
+    index.shape[1] units, -1 in the rest; bound[row] what the norm of no other unit exceeds.
     """
     units, slots = pre.shape[1] // rank, index.shape[1]
     kept = min(slots + 1, units)
-    norms = np.empty(units, np.float32)
-    # non-negative floats order as their bits do, so that one integer holds a norm and, for ties, its unit
-    bits = norms.view(np.int32)
-    keys = np.empty(units, np.int64)
-    top_noise, top_norm = ZERO, ZERO
-    for j in range(len(noise)):
-        top_noise, top_norm = max(top_noise, noise[j, 0]), max(top_norm, noise[j, 1])
-    share = np.float32(-1)  # square of the last row's smallest candidate, over the row's own square
+    noise_w, length_w = per_unit(noise, rank, units)
+    margin = np.empty(units, np.float32)
+    upper = np.empty(units, np.float32)
+    # non-negative floats order as their bits do, so that one integer holds a bound and, for ties, its unit
+    bits = upper.view(np.int32)
+    keys = np.empty(units + 1, np.int64)
+    lower = np.empty(units, np.float32)
+    share = np.float32(-1)  # the last row's least candidate, over the row's own length
     for p in range(start, stop):
         t = first + p
         here = row_scale[t]
-        norms[:] = ZERO
+        upper[:] = ZERO
         for j in range(rank):
             span = slice(j * units, (j + 1) * units)
             part, size, shift = pre[p, span], scale[span], bias[span]
             if rectify:
                 for k in range(units):
                     v = max(np.float32(part[k]) * (here * size[k]) + shift[k], ZERO)
-                    norms[k] += v * v
+                    upper[k] += v * v
             else:
                 for k in range(units):
                     v = np.float32(part[k]) * (here * size[k]) + shift[k]
-                    norms[k] += v * v
-        margin = SIGMAS * np.sqrt(row_noise[t, 0] * top_norm + top_noise * row_noise[t, 1])
+                    upper[k] += v * v
+        noise_x, length_x = row_noise[t, 0], row_noise[t, 1]
+        for k in range(units):
+            margin[k] = SIGMAS * np.sqrt(noise_x * length_w[k] + noise_w[k] * length_x)
+            upper[k] = np.sqrt(upper[k]) + margin[k]
         # rows resemble each other: list what exceeds the last row's level, and only if that is too little, the best
-        found, floor = 0, share * row_noise[t, 1] * np.float32(0.9)
+        length = np.sqrt(length_x)
+        found, floor = 0, max(share, ZERO) * length * np.float32(0.95)
         if share >= 0:
             found = above(bits, floor, keys)
-        listed = keys[:found]
-        listed.sort()
-        # the n_best-th largest norm is at least this
-        least = norm_of(norms, listed[found - n_best]) - margin if found >= n_best else ZERO
-        if found < n_best or np.sqrt(floor) + margin >= least:
-            listed, floor, found = keys[:kept], ZERO, kept
-            best(bits, listed)
-            listed.sort()
-            least = norm_of(norms, listed[kept - n_best]) - margin
-        count = 0
-        while count < min(slots, found) and norm_of(norms, listed[found - 1 - count]) + margin >= least:
-            index[t, count] = unit_of(listed[found - 1 - count])
-            count += 1
+        least = least_of(keys[:found], upper, margin, lower, n_best)
+        if not floor < least:
+            best(bits, keys[:kept])
+            found, floor = kept, ZERO
+            least = least_of(keys[:found], upper, margin, lower, n_best)
+        if found > slots:
+            keys[:found].sort()  # the largest last
+        count, rest = 0, floor
+        for i in range(found - 1, -1, -1):
+            unit = unit_of(keys[i])
+            if count < slots and upper[unit] >= least:
+                index[t, count] = unit
+                count += 1
+            else:
+                rest = max(rest, upper[unit])
         index[t, count:] = -1
-        # what is not listed is no larger than the next in line; nothing is left out of all units
-        rest = norm_of(norms, listed[found - 1 - count]) if count < found else np.sqrt(floor)
-        bound[t] = rest + margin if count < units else ZERO
-        share = max(least - margin, ZERO) ** 2 / row_noise[t, 1] if row_noise[t, 1] > 0 else np.float32(-1)
+        bound[t] = rest if count < units else ZERO  # nothing is left out of all units
+        share = least / length if length > 0 else np.float32(-1)
+
+
+@compiled
+def per_unit(noise: ndarray, rank: int, units: int) -> tuple[ndarray, ndarray]:
+    """The largest noise[:, 0] and noise[:, 1] among the columns of each unit."""
+    first, second = np.zeros(units, np.float32), np.zeros(units, np.float32)
+    for j in range(rank):
+        for k in range(units):
+            first[k] = max(first[k], noise[j * units + k, 0])
+            second[k] = max(second[k], noise[j * units + k, 1])
+    return first, second
+
+
+@compiled
+def least_of(keys: ndarray, upper: ndarray, margin: ndarray, lower: ndarray, n_best: int) -> np.float32:
+    """The n_best-th largest lower bound of the units named: at least so large is the n_best-th largest norm."""
+    found = len(keys)
+    if found < n_best:
+        return np.float32(-1)
+    for i in range(found):
+        unit = unit_of(keys[i])
+        lower[i] = upper[unit] - 2 * margin[unit]
+    least: np.float32 = np.partition(lower[:found], found - n_best)[found - n_best]
+    return least
 
 
 @compiled
@@ -153,83 +181,70 @@ def list_above(
     As in `shortlist`; counts[row] is how many there are, also where index[row] has too few places for them.
     """
     units, slots = pre.shape[1], index.shape[1]
-    value = np.empty(units, np.float32)
-    top_noise, top_norm = ZERO, ZERO
-    for j in range(units):
-        top_noise, top_norm = max(top_noise, noise[j, 0]), max(top_norm, noise[j, 1])
+    noise_w, length_w = per_unit(noise, 1, units)
+    upper = np.empty(units, np.float32)
+    place = np.empty(units + 1, np.int64)
     for p in range(start, stop):
         t = first + p
         row, here = pre[p], row_scale[t]
-        margin = SIGMAS * np.sqrt(row_noise[t, 0] * top_norm + top_noise * row_noise[t, 1])
-        floor = np.float32(level) - margin
+        noise_x, length_x = row_noise[t, 0], row_noise[t, 1]
         for k in range(units):
-            value[k] = np.float32(row[k]) * (here * scale[k]) + bias[k]
-        found = 0
-        for low in range(0, units, BLOCK):
-            high = min(low + BLOCK, units)
-            some = 0
-            for k in range(low, high):
-                some += not value[k] < floor
-            if some > 0:
-                for k in range(low, high):
-                    if not value[k] < floor:  # NaN is listed
-                        if found < slots:
-                            index[t, found] = k
-                        found += 1
+            margin = SIGMAS * np.sqrt(noise_x * length_w[k] + noise_w[k] * length_x)
+            upper[k] = np.float32(row[k]) * (here * scale[k]) + bias[k] + margin
+        floor, found = np.float32(level), 0
+        for k in range(units):
+            place[found] = k
+            found += not upper[k] < floor  # NaN is listed
+        index[t, : min(found, slots)] = place[: min(found, slots)]
         index[t, min(found, slots) :] = -1
         counts[t] = found
 
 
 @numba.njit(inline="always")
-def unit_of(key: np.int64) -> np.int64:
-    """The unit of a key: norm's bits * 2^32 + (2^31 - 1 - unit)."""
-    return LAST - (key & MASK)
+def key_of(bits: np.int32, unit: int) -> np.int64:
+    """One number that orders as the bound with these bits, equal ones by lower unit first."""
+    return (np.int64(bits) << 32) | (LAST - unit)
 
 
 @numba.njit(inline="always")
-def norm_of(norms: ndarray, key: np.int64) -> np.float32:
-    """The norm of a key's unit."""
-    return np.sqrt(norms[unit_of(key)])
+def unit_of(key: np.int64) -> np.int64:
+    """The unit of a key."""
+    return LAST - (key & MASK)
 
 
 @compiled
 def above(bits: ndarray, floor: float, keys: ndarray) -> int:
-    """Write the keys of all norms above `floor` and return how many they are."""
+    """Write the keys of all bounds above `floor` and return how many they are."""
     level = np.array([floor], np.float32).view(np.int32)[0]
-    found = 0
-    for low in range(0, len(bits), BLOCK):
-        high = min(low + BLOCK, len(bits))
-        top = np.int32(0)
-        for k in range(low, high):
-            top = max(top, bits[k])
-        if top > level:
-            for k in range(low, high):
-                if bits[k] > level:
-                    keys[found] = (np.int64(bits[k]) << 32) | (LAST - k)
-                    found += 1
+    found, whole = 0, len(bits) // BLOCK * BLOCK
+    for low in range(0, whole, BLOCK):
+        some = np.int32(0)
+        for i in range(BLOCK):
+            some |= np.int32(bits[low + i] > level)
+        if some:
+            for k in range(low, low + BLOCK):
+                keys[found] = key_of(bits[k], k)
+                found += bits[k] > level
+    for k in range(whole, len(bits)):
+        keys[found] = key_of(bits[k], k)
+        found += bits[k] > level
     return found
 
 
 @compiled
 def best(bits: ndarray, heap: ndarray) -> None:
-    """Fill `heap` with the keys of the largest norms (as bits), the least of them at its root; ties to lower units."""
+    """Fill `heap` with the keys of the largest bounds (as bits), the least of them at its root; ties to lower units."""
     kept, units = len(heap), len(bits)
     for i in range(kept):
-        heap[i] = (np.int64(bits[i]) << 32) | (LAST - i)
+        heap[i] = key_of(bits[i], i)
     for i in range(kept // 2 - 1, -1, -1):
         sift(heap, i)
     worst = np.int32(heap[0] >> 32)
-    for low in range(kept, units, BLOCK):
-        high = min(low + BLOCK, units)
-        top = np.int32(0)
-        for k in range(low, high):
-            top = max(top, bits[k])
-        if top > worst:
-            for k in range(low, high):
-                if bits[k] > worst:
-                    heap[0] = (np.int64(bits[k]) << 32) | (LAST - k)
-                    sift(heap, 0)
-                    worst = np.int32(heap[0] >> 32)
+    for k in range(kept, units):
+        if bits[k] > worst:
+            heap[0] = key_of(bits[k], k)
+            sift(heap, 0)
+            worst = np.int32(heap[0] >> 32)
 
 
 @numba.njit(inline="always")
@@ -292,7 +307,7 @@ def exact(
 def keep(
     start: int, stop: int, index: ndarray, values: ndarray, bound: ndarray, out: ndarray, kept: ndarray, sure: ndarray
 ) -> None:
-    """The s = out.shape[1] listed units of largest norm and their coefficients, largest first; ties to lower units.
+    """The s = out.shape[1] listed units of largest norm, in the order listed, with coefficients; ties to lower units.
 
     sure[t]: the least of them is no smaller than anything that was not listed. A row with NaN gets NaN.
     """
@@ -301,7 +316,6 @@ def keep(
     norms = np.empty(slots, np.float32)
     bits = norms.view(np.int32)
     keys = np.empty(slots, np.int64)
-    place = np.empty(slots, np.int64)
     for t in range(start, stop):
         count = 0
         while count < slots and index[t, count] >= 0:
@@ -309,7 +323,7 @@ def keep(
             for j in range(rank):
                 total += values[t, count, j] * values[t, count, j]
             norms[count] = total
-            keys[count] = (np.int64(bits[count]) << 32) | (LAST - index[t, count])
+            keys[count] = key_of(bits[count], index[t, count])
             count += 1
         if count < n_best:  # NaN compares as nothing does: let the loss see it
             for i in range(n_best):
@@ -317,11 +331,14 @@ def keep(
             kept[t] = np.nan
             sure[t] = True
             continue
-        order = np.argsort(keys[:count])
-        place[:count] = order
-        for i in range(n_best):
-            slot = place[count - 1 - i]
-            out[t, i] = index[t, slot]
-            for j in range(rank):
-                kept[t, i, j] = values[t, slot, j]
-        sure[t] = np.sqrt(norms[place[count - n_best]]) >= bound[t]
+        least = np.partition(keys[:count], count - n_best)[count - n_best]
+        place, smallest = 0, ZERO
+        for i in range(count):
+            if keys[i] >= least:
+                out[t, place] = index[t, i]
+                for j in range(rank):
+                    kept[t, place, j] = values[t, i, j]
+                place += 1
+            if keys[i] == least:
+                smallest = np.sqrt(norms[i])
+        sure[t] = smallest >= bound[t]
