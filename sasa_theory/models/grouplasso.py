@@ -7,6 +7,10 @@ The gate is the proximal map of theta ||.||: c_k minimises 1/2 ||c - p_k||^2 + t
 column it is the soft threshold of the l1 norm. One theta for all blocks is learned, as its logarithm. The number of
 active columns follows from the coefficient, which `target_l0` steers. (The authors' later code replaces this gate by a
 block JumpReLU; ours is the paper's.) Released code and ours differ otherwise as in `bsf.py`.
+
+The penalty also shrinks what is on, c_k by coefficient / 2 where nothing else binds: on 32 factors in R^32, two on,
+holding the true L0 took a coefficient of 1.2 at E||h||^2 = 1 and left .58 explained, where `bsf` had .96; at .3 it was
+.91 with twice the L0 (2,000 steps, one seed). So compare it at several coefficients, not at a matched L0 alone.
 """
 
 import math
