@@ -7,9 +7,11 @@ roots of the eigenvalues of S, and with A B = U S V^T the minimal subgradient U 
 
 inverses read as pseudo-inverses: a zero block has gradient zero, equal eigenvalues do no harm. Nothing of size D x D
 appears, and the r x r part runs in float64. On a GPU, where an eigensolver makes the host wait, the roots come from
-`polar` instead.
+`polar` or, for small ranks, from the kernel of `polar_triton`.
 """
 
+import functools
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,6 +29,21 @@ def map_nuclear_norm(enc: "Float[Tensor, 'K D r']", dec: "Float[Tensor, 'K r D']
 def block_nuclear_norm(dec: "Float[Tensor, 'K r D']") -> "Float[Tensor, ' K']":
     """||dec[k]||_* for every k, differentiable with the exact minimal subgradient (C8)."""
     return _BlockNuclearNorm.apply(dec)
+
+
+def _kernel(dec: Tensor) -> ModuleType | None:
+    """The module of the Triton kernel where it applies: float32 on a GPU, small ranks."""
+    kernel = _triton() if dec.is_cuda and dec.dtype == torch.float32 else None
+    return kernel if kernel is not None and dec.shape[1] <= kernel.LARGEST else None
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    try:
+        from sasa_theory.models import polar_triton
+    except ImportError:  # a torch without Triton
+        return None
+    return polar_triton
 
 
 def _gram(block: Tensor) -> Tensor:
@@ -70,35 +87,49 @@ def _trace(matrix: Tensor) -> Tensor:
     return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
+def _times(factor: Tensor, block: Tensor, scale: Tensor) -> Tensor:
+    """scale[k] factor[k] @ block[k]; r x D products, so that a gradient lies in memory as its weights do."""
+    if (kernel := _kernel(block)) is not None:
+        product: Tensor = kernel.times(factor, block, scale)
+        return product
+    # a GPU has the products for float64, and nearly singular blocks use them: their factors cancel
+    kind = torch.float64 if block.is_cuda else block.dtype
+    return (scale[:, None, None] * factor.to(kind) @ block.to(kind)).to(block.dtype)
+
+
 class _MapNuclearNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, enc: Tensor, dec: Tensor) -> Tensor:
-        roots = _by_newton_schulz if dec.is_cuda else _by_eigenvectors
-        norms, right, left = roots(_gram(enc.mT), _gram(dec))
+        if (kernel := _kernel(dec)) is not None:
+            norms, right, left = kernel.roots(enc.mT, dec)
+        else:
+            roots = _by_newton_schulz if dec.is_cuda else _by_eigenvectors
+            norms, right, left = roots(_gram(enc.mT), _gram(dec))
+            right = right.mT
         ctx.save_for_backward(enc, dec, right, left)
         return norms.to(dec.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         enc, dec, right, left = ctx.saved_tensors
-        scale = grads[0][:, None, None]
-        # r x D products throughout: encoder blocks lie in memory as their transposes, and so should their gradient
-        right, left = scale * right.mT.to(enc.dtype), scale * left.to(dec.dtype)
-        return (right @ enc.mT).mT, left @ dec
+        return _times(right, enc.mT, grads[0]).mT, _times(left, dec, grads[0])
 
 
 class _BlockNuclearNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dec: Tensor) -> Tensor:
-        gram = _gram(dec)
-        if gram.is_cuda:
-            root, inverse, _ = product_roots(gram, torch.eye(len(gram[0]), dtype=gram.dtype, device=gram.device))
+        if (kernel := _kernel(dec)) is not None:
+            norms, _, inverse = kernel.roots(None, dec)
+        elif dec.is_cuda:
+            unit = torch.eye(dec.shape[1], dtype=torch.float64, device=dec.device)
+            norms, _, inverse = _by_newton_schulz(unit.expand(len(dec), -1, -1), _gram(dec))
         else:
-            root, inverse = _powers(gram)
+            root, inverse = _powers(_gram(dec))
+            norms = _trace(root)
         ctx.save_for_backward(dec, inverse)
-        return _trace(root).to(dec.dtype)
+        return norms.to(dec.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         dec, inverse = ctx.saved_tensors
-        return (grads[0][:, None, None] * inverse.to(dec.dtype)) @ dec
+        return _times(inverse, dec, grads[0])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sasa_theory.models import bags, gate_chunks, gated_torch
+from sasa_theory.models import bags, gate_chunks, gated_torch, nuclear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
@@ -18,7 +18,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed (it comes
 if DEVICE == "cpu" and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
     pytest.skip("Triton's interpreter before 3.9 fails under NumPy 2.4", allow_module_level=True)
 
-from sasa_theory.models import gated_triton  # noqa: E402
+from sasa_theory.models import gated_triton, polar_triton  # noqa: E402
 
 cases = st.fixed_dictionaries(
     {
@@ -94,6 +94,28 @@ def test_what_is_not_finite_is_chosen_so_that_the_loss_shows_it(bad):
     assert values[[0, 2]].isfinite().all()
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 16), st.integers(0, 30), st.sampled_from(["full", "zero", "deficient"]))
+def test_the_nuclear_kernel_equals_newton_schulz_in_torch(units, rank, more, kind):
+    g = torch.Generator().manual_seed(rank)
+    enc, dec = (torch.randn(units, rank, rank + more, generator=g).to(DEVICE) for _ in range(2))
+    if kind == "zero":
+        dec[0] = 0
+    elif kind == "deficient" and rank > 1:
+        enc[0, 1] = enc[0, 0]
+    grams = [block.double() @ block.double().mT for block in (enc, dec)]
+    theirs = nuclear._by_newton_schulz(*grams)
+    ours = polar_triton.roots(enc, dec)
+    torch.testing.assert_close(ours[0].double(), theirs[0], rtol=1e-6, atol=1e-6)
+    # factors matter through the gradients they make
+    for a, b, block in ((ours[1], theirs[1].mT, enc), (ours[2], theirs[2], dec)):
+        wanted = b @ block.double()
+        made = polar_triton.times(a, block, torch.ones(units, device=DEVICE))
+        torch.testing.assert_close(made.double(), wanted, rtol=1e-5, atol=1e-5 * (1 + float(wanted.abs().max())))
+    alone = polar_triton.roots(None, dec)[0]
+    torch.testing.assert_close(alone, torch.linalg.svdvals(dec).sum(-1), rtol=1e-4, atol=1e-5)
+
+
 def step(device, low=None, batch=24, width=33, units=40, rank=3, n_best=4):
     g = torch.Generator().manual_seed(1)
     shapes = (batch, width), (width, units * rank), (units * rank,), (width,), (units * rank, width)
@@ -120,17 +142,18 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path):
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["_select", "_bags", "_project", "_outer"] * 3
+    assert done.stdout.split() == ["_select", "_bags", "_project", "_outer"] * 3 + ["_roots", "_apply"] * 3
 
 
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from sasa_theory.models import gated_triton as t
+from sasa_theory.models import gated_triton as t, polar_triton as p
 
 def compiled(kernel, warps=4, **constants):
-    kinds = dict(index="*i64", starts="*i64", order="*i64", UNITS="i32", SLOTS="i32", D="i32")
+    kinds = dict.fromkeys(("index", "starts", "order"), "*i64")
+    kinds |= dict.fromkeys(("right", "left", "factors"), "*fp64") | dict.fromkeys(("UNITS", "SLOTS", "D"), "i32")
     names = {n: "constexpr" if n in constants else kinds.get(n, "*fp32") for n in kernel.arg_names}
     made = triton.compile(ASTSource(kernel, signature=names, constexprs=constants), GPUTarget("cuda", 90, 32),
                           {"num_warps": warps})
@@ -144,6 +167,10 @@ for rank, units, warps in ((6, 2048, 4), (1, 16384, 32), (32, 512, 4)):
     compiled(t._project, RANK=rank, RANK_UP=up, BLOCK=t.HELD_PROJECT // up)
     up = 1 if rank == 1 else max(t.SMALLEST, up)
     compiled(t._outer, RANK=rank, RANK_UP=up, PAIRS=t.PAIRS, BLOCK=t.HELD_OUTER // max(8, up))
+for rank, up, whole in ((1, 2, True), (6, 8, False), (16, 16, True)):
+    compiled(p._roots, 4 if up > 8 else 1, MAP=whole, RANK=rank, RANK_UP=up, BLOCK=p.STRETCH, STEPS=p.STEPS,
+             ARRIVED=p.ARRIVED)
+    compiled(p._apply, 4 if up > 8 else 1, RANK=rank, RANK_UP=up, BLOCK=p.STRETCH)
 """
 
 
