@@ -2,9 +2,9 @@
 
 A row's candidates are the units that, with SIGMAS rounding errors in their favour, reach the s-th largest norm with as
 many against it: some more than s. Their coefficients are then computed in float32 and the s largest stay on. A row is
-sure when the least of them exceeds what an unlisted unit can reach; the others (a few in a thousand) are listed again
+sure when the least of them exceeds what an unlisted unit can reach; the others (a few in a thousand) are chosen
 from a float32 product. The choice is that of exact coefficients, except with the probability that errors exceed SIGMAS
-deviations.
+deviations. Where the weights are few, or the processor has no fast int8, the float32 product alone decides.
 
 BatchTopK chooses one level for all rows. A guess of it (the last batch's, or a sample of the rows) is set a little low,
 the product lists the latents that may lie above it, and their exact values give the level. If that is above the guess,
@@ -28,6 +28,10 @@ from sasa_theory.threads import split
 
 #: a row lists at most 3 s + SPARE candidates
 SPARE = 16
+#: weights up to which a float32 product costs less than listing and computing candidates
+SMALL = 1 << 18
+#: variance of a float32 product's error, over the squares of its factors' lengths
+FLOAT32_NOISE = np.float32(2.0**-44)
 #: rows whose products give BatchTopK's first guess, the surplus it aims at, and where it starts below a known level
 SAMPLE, SURPLUS, BELOW = 64, 1.25, 0.95
 
@@ -49,8 +53,8 @@ class Gate:
 
     def __init__(self, space: Workspace, name: str, rank: int, rectify: bool) -> None:
         self.space, self.name, self.rank, self.rectify = space, name, rank, rectify
-        self.screen, self.again = Screen(space, name, rank), Screen(space, f"{name} again", rank)
-        #: rows that were listed again from a float32 product, and rows in all
+        self.screen = Screen(space, name, rank)
+        #: rows that were chosen again from a float32 product, and rows in all
         self.doubted = self.rows = 0
         #: BatchTopK's last level, where the next is looked for; 0: unknown
         self.level = 0.0
@@ -61,18 +65,26 @@ class Gate:
         rows (K r, D) are the encoder's columns.
         """
         x, batch = self._shifted(x, shift), len(x)
+        index = self._held("index", (batch, n_best), np.int64)
+        values = self._held("values", (batch, n_best, self.rank))
+        if rows.size <= SMALL or not int8_is_faster():
+            self._select(x, rows, bias, index, values)
+            return Chosen(x, index, values)
         slots = min(len(rows) // self.rank, 3 * n_best + SPARE)
         listed, bound = self._held("listed", (batch, slots), np.int64), self._held("bound", (batch,))
-        index = self._held("index", (batch, n_best), np.int64)
-        values, sure = self._held("values", (batch, n_best, self.rank)), self._held("sure", (batch,), np.bool_)
-        rounded = int8_is_faster()
-        self._best(self.screen, x, rows, bias, not rounded, listed, bound, index, values, sure)
-        doubtful = np.flatnonzero(~sure) if rounded else np.empty(0, np.int64)
+
+        def visitor(count: int, first: int, pre: ndarray, products: Products) -> None:
+            loops.shortlist(0, count, first, pre, *products, self.rank, self.rectify, n_best, listed, bound)
+
+        self.screen.int8(x, rows, bias, visitor)
+        found, sure = self._exact(x, rows, bias, listed), self._held("sure", (batch,), np.bool_)
+        split(loops.keep, batch, listed, found, bound, index, values, sure, work=8 * listed.size)
+        doubtful = np.flatnonzero(~sure)
         self.rows, self.doubted = self.rows + batch, self.doubted + len(doubtful)
         if len(doubtful):
-            chosen = index[doubtful], values[doubtful], sure[doubtful]
-            self._best(self.again, x[doubtful], rows, bias, True, listed[doubtful], bound[doubtful], *chosen)
-            index[doubtful], values[doubtful], _ = chosen
+            again = index[doubtful], values[doubtful]
+            self._select(x[doubtful], rows, bias, *again)
+            index[doubtful], values[doubtful] = again
         return Chosen(x, index, values)
 
     def per_batch(self, x: ndarray, shift: ndarray, rows: ndarray, bias: ndarray, n_best: int) -> Chosen:
@@ -85,14 +97,11 @@ class Gate:
             listed = self._held("listed", (batch, slots), np.int64)
             counts = self._held("counts", (batch,), np.int64)
 
-            def visitor(count: int, first: int, pre: ndarray, products: Products) -> None:
-                loops.list_above(0, count, first, pre, *products, level, listed, counts)  # noqa: B023 - used at once
-
-            self.screen.visit(x, rows, bias, visitor, not int8_is_faster())
+            self._list_above(x, rows, bias, level, listed, counts)
             if counts.max() > slots:  # a row with far more than the mean
                 slots = min(len(rows), int(counts.max()) + 64)
                 continue
-            values = self._exact(self.screen, x, rows, bias, listed)
+            values = self._exact(x, rows, bias, listed)
             flat = values.ravel()
             on = np.flatnonzero((listed.ravel() >= 0) & ~(flat <= 0))  # NaN stays, for the loss to see
             if len(on) >= wanted:
@@ -107,33 +116,35 @@ class Gate:
         self.level = smallest
         return Chosen(x, listed, values, smallest)
 
-    def _best(
-        self,
-        screen: Screen,
-        x: ndarray,
-        rows: ndarray,
-        bias: ndarray,
-        exact: bool,
-        listed: ndarray,
-        bound: ndarray,
-        index: ndarray,
-        values: ndarray,
-        sure: ndarray,
+    def _select(self, x: ndarray, rows: ndarray, bias: ndarray, index: ndarray, values: ndarray) -> None:
+        """The choice from a float32 product itself."""
+
+        def visitor(count: int, first: int, pre: ndarray) -> None:
+            loops.select(0, count, first, pre, bias, self.rank, self.rectify, index, values)
+
+        self.screen.float32(x, rows, visitor)
+
+    def _list_above(
+        self, x: ndarray, rows: ndarray, bias: ndarray, level: float, listed: ndarray, counts: ndarray
     ) -> None:
-        """List the candidates, compute them, keep the index.shape[1] best of each row."""
-        n_best = index.shape[1]
+        """List what may lie above the level, and how many that are in each row."""
 
         def visitor(count: int, first: int, pre: ndarray, products: Products) -> None:
-            loops.shortlist(0, count, first, pre, *products, self.rank, self.rectify, n_best, listed, bound)
+            loops.list_above(0, count, first, pre, *products, level, listed, counts)
 
-        screen.visit(x, rows, bias, visitor, exact)
-        found = self._exact(screen, x, rows, bias, listed)
-        split(loops.keep, len(x), listed, found, bound, index, values, sure, work=8 * listed.size)
+        if int8_is_faster():
+            self.screen.int8(x, rows, bias, visitor)
+            return
+        squares, lengths = np.square(x).sum(1), np.square(rows).sum(1)
+        of_x = np.ones_like(squares), np.stack([FLOAT32_NOISE * squares, squares], 1)
+        of_w = np.ones_like(lengths), np.stack([np.zeros_like(lengths), lengths], 1)
+        known = Products(*of_x, *of_w, bias)
+        self.screen.float32(x, rows, lambda count, first, pre: visitor(count, first, pre, known))
 
-    def _exact(self, screen: Screen, x: ndarray, rows: ndarray, bias: ndarray, listed: ndarray) -> ndarray:
+    def _exact(self, x: ndarray, rows: ndarray, bias: ndarray, listed: ndarray) -> ndarray:
         """Coefficients (B, m, r) of the listed units, in float32."""
         n_units = len(rows) // self.rank
-        found = self.space(f"{screen.name} found", (*listed.shape, self.rank))
+        found = self._held("found", (*listed.shape, self.rank))
         starts, pairs = by_unit(listed, n_units)
         work = len(pairs) * self.rank * x.shape[1]
         split(loops.exact, n_units, starts, pairs, x, rows, bias, self.rectify, found, cuts=even(starts), work=work)

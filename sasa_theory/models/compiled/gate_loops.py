@@ -138,6 +138,44 @@ def shortlist(
 
 
 @compiled
+def select(
+    start: int,
+    stop: int,
+    first: int,
+    pre: ndarray,
+    bias: ndarray,
+    rank: int,
+    rectify: bool,
+    index: ndarray,
+    values: ndarray,
+) -> None:
+    """The s = index.shape[1] units of largest norm of pre + bias, for rows first + [start, stop); ties to lower units.
+
+    pre (rows, K r), unit after unit.
+    """
+    units = pre.shape[1] // rank
+    norms = np.empty(units, np.float32)
+    bits = norms.view(np.int32)
+    heap = np.empty(index.shape[1], np.int64)
+    for p in range(start, stop):
+        row = pre[p]
+        for k in range(units):
+            total = ZERO
+            for j in range(k * rank, (k + 1) * rank):
+                v = row[j] + bias[j]
+                if not (rectify and v < 0):
+                    total += v * v
+            norms[k] = total
+        best(bits, heap)
+        for i in range(len(heap)):
+            unit = unit_of(heap[i])
+            index[first + p, i] = unit
+            for j in range(rank):
+                v = row[unit * rank + j] + bias[unit * rank + j]
+                values[first + p, i, j] = ZERO if rectify and v < 0 else v
+
+
+@compiled
 def per_unit(noise: ndarray, rank: int, units: int) -> tuple[ndarray, ndarray]:
     """The largest noise[:, 0] and noise[:, 1] among the columns of each unit."""
     first, second = np.zeros(units, np.float32), np.zeros(units, np.float32)

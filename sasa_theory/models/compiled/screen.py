@@ -24,8 +24,6 @@ from sasa_theory.threads import split, spread
 CHUNK = 256
 #: rows whose dimensions are measured to balance the two sides
 SAMPLE = 256
-#: standard deviation of a float32 product's error, over the lengths of its factors
-FLOAT32_NOISE = 2.0**-22
 
 
 class Products(NamedTuple):
@@ -41,21 +39,19 @@ class Products(NamedTuple):
     bias: ndarray
 
 
-#: visit(rows in the chunk, its first row, products (rows, r K), how to read them)
-Visitor = Callable[[int, int, ndarray, Products], None]
-
-
 class Screen:
     """Products with r columns per unit; buffers live in `space`, named after `name`."""
 
     def __init__(self, space: Workspace, name: str, rank: int) -> None:
         self.space, self.name, self.rank = space, name, rank
 
-    def visit(self, x: ndarray, rows: ndarray, bias: ndarray, visitor: Visitor, exact: bool) -> None:
-        """Show every chunk of x rows^T, in float32 if `exact`, else in int8; threads take chunks by turns."""
-        (self._float32 if exact else self._int8)(x, rows, bias, visitor)
+    def int8(
+        self, x: ndarray, rows: ndarray, bias: ndarray, visitor: "Callable[[int, int, ndarray, Products], None]"
+    ) -> None:
+        """Show every chunk of x rows^T in int8: visitor(number of rows, the first of them, products, how to read them).
 
-    def _int8(self, x: ndarray, rows: ndarray, bias: ndarray, visitor: Visitor) -> None:
+        Threads take chunks by turns.
+        """
         (batch, width), n = x.shape, len(rows)
         padded = (
             -(-width // 4) * 4
@@ -67,44 +63,37 @@ class Screen:
         split(loops.quantise, n, rows, 1 / balance, self.rank, w8, *of_w, work=2 * rows.size)
         factor, weights = torch.from_numpy(x8), torch.from_numpy(w8).T
 
-        def multiply(start: int, stop: int, out: Tensor) -> Tensor:
+        products = Products(*of_x, *of_w, np.ascontiguousarray(bias.reshape(-1, self.rank).T).ravel())
+
+        def visit(start: int, stop: int, out: Tensor) -> None:
             loops.quantise(start, stop, x, balance, 1, x8, *of_x)
-            return torch._int_mm(factor[start:stop], weights, out=out)
+            pre = torch._int_mm(factor[start:stop], weights, out=out)
+            visitor(stop - start, start, pre.numpy(), products)
 
-        self._in_chunks(multiply, np.int32, Products(*of_x, *of_w, self._sideways(bias)), visitor)
+        self._in_chunks(visit, np.int32, batch, n)
 
-    def _float32(self, x: ndarray, rows: ndarray, bias: ndarray, visitor: Visitor) -> None:
-        batch, n = len(x), len(rows)
-        squares, lengths = np.square(x).sum(1), np.square(rows).sum(1)
-        of_x = np.ones(batch, np.float32), np.stack([FLOAT32_NOISE**2 * squares, squares], 1).astype(np.float32)
-        of_w = np.ones(n, np.float32), np.stack([np.zeros_like(lengths), lengths], 1)
+    def float32(self, x: ndarray, rows: ndarray, visitor: "Callable[[int, int, ndarray], None]") -> None:
+        """Show every chunk of x rows^T, columns in the order of `rows`: visitor(number of rows, first, products)."""
         factor, weights = torch.from_numpy(x), torch.from_numpy(rows).T
 
-        def multiply(start: int, stop: int, out: Tensor) -> Tensor:
-            pre = torch.mm(factor[start:stop], weights, out=out).view(stop - start, -1, self.rank)
-            return pre.transpose(1, 2).reshape(stop - start, n)
+        def visit(start: int, stop: int, out: Tensor) -> None:
+            visitor(stop - start, start, torch.mm(factor[start:stop], weights, out=out).numpy())
 
-        self._in_chunks(multiply, np.float32, Products(*of_x, *of_w, self._sideways(bias)), visitor)
+        self._in_chunks(visit, np.float32, len(x), len(rows))
 
-    def _in_chunks(
-        self, multiply: "Callable[[int, int, Tensor], Tensor]", dtype: type, products: Products, visitor: Visitor
-    ) -> None:
-        batch, chunks = len(products.row_scale), itertools.count()
-        shape = (min(CHUNK, batch), len(products.scale))
+    def _in_chunks(self, visit: "Callable[[int, int, Tensor], None]", dtype: type, batch: int, columns: int) -> None:
+        chunks, shape = itertools.count(), (min(CHUNK, batch), columns)
 
         def work(thread: int) -> None:
             buffer = self.space.tensor(f"products {thread} {dtype.__name__}", shape, dtype)
             while (start := next(chunks) * CHUNK) < batch:
                 stop = min(start + CHUNK, batch)
-                visitor(stop - start, start, multiply(start, stop, buffer[: stop - start]).numpy(), products)
+                visit(start, stop, buffer[: stop - start])
 
         spread(work)
 
     def _held(self, what: str, shape: tuple[int, ...], dtype: type = np.float32) -> ndarray:
         return self.space(f"{self.name} {what}", shape, dtype)
-
-    def _sideways(self, bias: ndarray) -> ndarray:
-        return np.ascontiguousarray(bias.reshape(-1, self.rank).T).ravel()
 
 
 @functools.cache

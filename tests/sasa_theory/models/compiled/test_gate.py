@@ -37,12 +37,22 @@ def problems(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     return x, shift, rows, bias.astype(np.float32), rank, draw(st.booleans()), best
 
 
+@pytest.mark.parametrize("small", [0, 1 << 18])
 @settings(deadline=None)
 @given(problems())
 def test_the_units_are_those_of_largest_exact_norm(
-    problem: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, bool, int],
+    small: int, problem: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, bool, int]
 ) -> None:
+    """By candidates (no weights are few) and by a float32 product (all are)."""
     x, shift, rows, bias, rank, rectify, n_best = problem
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SMALL", small)
+        check_choice(x, shift, rows, bias, rank, rectify, n_best)
+
+
+def check_choice(
+    x: np.ndarray, shift: np.ndarray, rows: np.ndarray, bias: np.ndarray, rank: int, rectify: bool, n_best: int
+) -> None:
     moved, index, values, _ = Gate(Workspace(), "t", rank, rectify).per_row(x, shift, rows, bias, n_best)
     assert np.array_equal(moved, x - shift)
     coefficients = exact(moved, rows, bias, rank, rectify)
@@ -68,6 +78,7 @@ def crowded(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_rows_in_doubt_are_listed_again(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if not module.int8_is_faster():
         pytest.skip("this processor has no int8 product")
+    monkeypatch.setattr(module, "SMALL", 0)
     monkeypatch.setattr(module, "SPARE", -15)  # 3 s - 15: too few for the near ties
     x, rows, bias = crowded(seed)
     gate = Gate(Workspace(), "t", 1, False)
@@ -91,16 +102,21 @@ def test_without_the_doubt_the_choice_would_be_wrong() -> None:
 
 def test_without_int8_the_choice_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x, rows, bias = normal(0, 700, 33), normal(1, 400, 33), normal(2, 400)
+    monkeypatch.setattr(module, "SMALL", 0)
     first = Gate(Workspace(), "t", 2, True).per_row(x, None, rows, bias, 7)
     monkeypatch.setattr(module, "int8_is_faster", lambda: False)
     second = Gate(Workspace(), "t", 2, True).per_row(x, None, rows, bias, 7)
-    one, other = (Codes(*map(torch.from_numpy, (c.units, c.values)), 200).dense() for c in (first, second))
-    assert torch.equal(one, other)
+    one, other = (Codes(torch.from_numpy(c.units), torch.from_numpy(c.values), 200).dense() for c in (first, second))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("place", ["row", "weight"])
-def test_a_value_that_is_not_finite_ends_in_the_codes_of_its_rows(value: float, place: str) -> None:
+@pytest.mark.parametrize("small", [0, 1 << 18])
+def test_a_value_that_is_not_finite_ends_in_the_codes_of_its_rows(
+    value: float, place: str, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SMALL", small)
     x, rows, bias = normal(0, 50, 9), normal(1, 40, 9), normal(2, 40)
     (x if place == "row" else rows)[3, 4] = value
     _, index, values, _ = Gate(Workspace(), "t", 2, False).per_row(x, None, rows, bias, 3)
