@@ -73,11 +73,12 @@ def gate_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @given(cases())
 def test_equals_the_plain_step_in_float64(case: tuple[SparseModel, torch.Tensor, "torch.Tensor | None", float]) -> None:
     model, x, dead, scale = case
-    twin = copy.deepcopy(model).double()
+    twin, rounded = copy.deepcopy(model).double(), copy.deepcopy(model)
     step = CompiledStep.of(model, adam(model))
     assert step is not None
     ours, plain = step.gradients(x, dead, scale), twin.loss(x.double(), dead, scale)
     plain.total.backward()
+    rounded.loss(x, dead, scale).total.backward()
     chosen, right = ours.codes.dense().double(), plain.codes.dense().detach()
     if not torch.allclose(chosen, right, rtol=1e-4, atol=1e-4 * float(chosen.abs().max())):
         # only a tie may be decided otherwise: both choices have the same norms
@@ -90,13 +91,13 @@ def test_equals_the_plain_step_in_float64(case: tuple[SparseModel, torch.Tensor,
     for name, part in plain.parts.items():
         assert close(ours.parts[name], part, size)
     assert close(ours.total, plain.total, size)
-    for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
+    for (name, p), q, r in zip(model.named_parameters(), twin.parameters(), rounded.parameters(), strict=True):
         if p.requires_grad:
+            right, theirs = (torch.zeros_like(v) if v.grad is None else v.grad.double() for v in (q, r))
             assert p.grad is not None
-            expected = torch.zeros_like(q) if q.grad is None else q.grad
-            # a bias gradient is a difference of sums: its rounding is theirs
-            whole = sum(float(r.grad.norm()) for r in twin.parameters() if r.grad is not None)
-            assert close(p.grad, expected, max(float(expected.norm()), 1e-2 * whole)), name
+            # where a gradient is a small difference of large sums, float32 loses digits: no more than the plain path
+            allowed = RTOL * right.norm() + 8 * (theirs - right).norm() + 1e-30
+            assert (p.grad.double() - right).norm() <= allowed, name
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
