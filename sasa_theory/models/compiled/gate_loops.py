@@ -157,14 +157,17 @@ def select(
     norms = np.empty(units, np.float32)
     bits = norms.view(np.int32)
     heap = np.empty(index.shape[1], np.int64)
+    square = np.empty(pre.shape[1], np.float32)
     for p in range(start, stop):
         row = pre[p]
+        for j in range(len(row)):
+            v = row[j] + bias[j]
+            v = max(v, ZERO) if rectify else v
+            square[j] = v * v
         for k in range(units):
             total = ZERO
             for j in range(k * rank, (k + 1) * rank):
-                v = row[j] + bias[j]
-                if not (rectify and v < 0):
-                    total += v * v
+                total += square[j]
             norms[k] = total
         best(bits, heap)
         for i in range(len(heap)):

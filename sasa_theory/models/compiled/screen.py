@@ -20,8 +20,8 @@ from sasa_theory.models.compiled import gate_loops as loops
 from sasa_theory.models.compiled.workspace import Workspace
 from sasa_theory.threads import split, spread
 
-#: rows of a chunk: few enough that its products stay in cache until they have been looked at
-CHUNK = 256
+#: products of a chunk: few enough to stay in cache until they have been looked at; and its rows at least
+CHUNK, ROWS = 1 << 20, 256
 #: rows whose dimensions are measured to balance the two sides
 SAMPLE = 256
 
@@ -82,12 +82,13 @@ class Screen:
         self._in_chunks(visit, np.float32, len(x), len(rows))
 
     def _in_chunks(self, visit: "Callable[[int, int, Tensor], None]", dtype: type, batch: int, columns: int) -> None:
-        chunks, shape = itertools.count(), (min(CHUNK, batch), columns)
+        rows = min(max(ROWS, CHUNK // columns), -(-batch // torch.get_num_threads()))
+        chunks = itertools.count()
 
         def work(thread: int) -> None:
-            buffer = self.space.tensor(f"products {thread} {dtype.__name__}", shape, dtype)
-            while (start := next(chunks) * CHUNK) < batch:
-                stop = min(start + CHUNK, batch)
+            buffer = self.space.tensor(f"products {thread} {dtype.__name__}", (rows, columns), dtype)
+            while (start := next(chunks) * rows) < batch:
+                stop = min(start + rows, batch)
                 visit(start, stop, buffer[: stop - start])
 
         spread(work)
