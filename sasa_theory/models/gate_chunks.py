@@ -22,8 +22,9 @@ from sasa_theory.models import bags
 CHUNK = 64 << 20
 #: the same in bf16, whose product does not mind: these stay in cache until the gate has read them
 CHUNK_LOW = 8 << 20
-#: share of uncertain rows above which the rest of the batch goes to float32 directly
-GIVE_UP = 0.3
+#: share of uncertain rows in a chunk above which the next chunk names half as many candidates more, up to three times
+#: as many; and above which, with those, the rest of the batch goes to float32 directly
+ENOUGH_OPEN, GIVE_UP = 0.05, 0.3
 #: multiplications from which the bf16 product pays for its preparation
 WORTHWHILE = 1 << 33
 
@@ -125,10 +126,12 @@ def gate_screened(
     add_up = torch.block_diag(
         *[torch.ones(rank, 1, dtype=torch.bfloat16)] * (16 if len(rows) % (16 * rank) == 0 else 1)
     )
-    settled = 0
+    named, most = candidates(n_best), min(len(rows) // rank, 3 * candidates(n_best))
     for start in range(0, len(x), step):
-        if settled < (1 - GIVE_UP) * start:
-            break
+        if start > 0 and (open_ := 1 - float(certain[start - step : start].float().mean())) > ENOUGH_OPEN:
+            if named == most and open_ > GIVE_UP:
+                break
+            named = min(most, named + named // 2)
         here = x[start : start + step]
         part, x_low = slice(start, start + len(here)), here.bfloat16()
         pre = torch.addmm(b_low, x_low, low.T, out=buffer[0, : len(here)])
@@ -137,7 +140,7 @@ def gate_screened(
         norms = torch.mul(pre, pre, out=buffer[1, : len(here)])
         if rank > 1:
             norms = (norms.view(-1, len(add_up)) @ add_up).view(len(here), -1)
-        found = bags.best(norms, candidates(n_best))
+        found = bags.best(norms, named)
         reach = norms.gather(1, found).amin(dim=1).float().sqrt_().mul_(1 + lost_share)
         reach += torch.linalg.vector_norm(here - x_low, dim=1) * size
         reach += torch.linalg.vector_norm(here, dim=1) * (lost + lost_sums) + lost_bias
@@ -150,7 +153,6 @@ def gate_screened(
         index[part] = found.gather(1, slot)
         values[part] = exact.gather(1, slot[..., None].expand(-1, -1, rank))
         certain[part] = top.amin(dim=1).sqrt_() > reach
-        settled += int(certain[part].sum())
     return index, values, certain
 
 
