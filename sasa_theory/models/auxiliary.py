@@ -8,8 +8,7 @@ The residual x - xhat, detached, is encoded again by the dead units alone; each 
 Only dead units appear in it, so only they receive its gradient.
 """
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sasa_theory.models.base import SparseModel, combine, reconstruction_error
@@ -29,9 +28,19 @@ def auxiliary_loss(
     if which is None or len(which) == 0:
         return x.new_zeros(())
     residual = (x - xhat).detach()
-    columns = (which[:, None] * model.rank + torch.arange(model.rank, device=which.device)).flatten()
-    codes = best_units(
-        residual, model.W_enc[:, columns], model.b_enc[columns], None, model.rank, min(n_best, len(which)), signed
-    )
+    w_enc, b_enc, w_dec = units(model, which)
+    codes = best_units(residual, w_enc, b_enc, None, model.rank, min(n_best, len(which)), signed)
     # an unrevived unit must not push the others, so the target is the residual itself
-    return reconstruction_error(residual, combine(codes, model.W_dec[columns]))
+    return reconstruction_error(residual, combine(codes, w_dec))
+
+
+def units(
+    model: SparseModel, which: "Int[Tensor, ' m']"
+) -> "tuple[Float[Tensor, 'D mr'], Float[Tensor, ' mr'], Float[Tensor, 'mr D']]":
+    """Encoder columns, their biases and decoder rows of some units, differentiable; `which` without repetition."""
+
+    def picked(rows: Tensor) -> Tensor:
+        # whole blocks, which lie together in memory: by single columns the gradient alone took three times as long
+        return rows.unflatten(0, (model.n_units, model.rank)).index_select(0, which).flatten(0, 1)
+
+    return picked(model.W_enc.T).T, picked(model.b_enc), picked(model.W_dec)

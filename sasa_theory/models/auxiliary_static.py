@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sasa_theory.models.auxiliary import units
 from sasa_theory.models.base import SparseModel, combine, reconstruction_error
 from sasa_theory.models.gate import best_units
 
@@ -28,11 +29,10 @@ def auxiliary_loss(
         return x.new_zeros(())
     which, real = places(dead, room)
     residual = (x - xhat).detach()
-    columns = (which[:, None] * model.rank + torch.arange(model.rank, device=which.device)).flatten()
-    used = real.repeat_interleave(model.rank, output_size=len(columns)).to(model.W_enc.dtype)
-    w_enc, b_enc = model.W_enc[:, columns] * used, model.b_enc[columns] * used
-    codes = best_units(residual, w_enc, b_enc, None, model.rank, min(n_best, len(which)), signed)
-    loss = reconstruction_error(residual, combine(codes, model.W_dec[columns]))
+    w_enc, b_enc, w_dec = units(model, which)
+    used = real.repeat_interleave(model.rank, output_size=len(b_enc)).to(w_enc.dtype)
+    codes = best_units(residual, w_enc * used, b_enc * used, None, model.rank, min(n_best, len(which)), signed)
+    loss = reconstruction_error(residual, combine(codes, w_dec))
     return torch.where(dead.any(), loss, 0.0)
 
 

@@ -38,8 +38,10 @@ def test_equals_the_gathering_one_while_there_is_room(units, rank, n_best, signe
 
     ours = loss_and_gradients(auxiliary_static.auxiliary_loss, room)
     theirs = loss_and_gradients(auxiliary.auxiliary_loss)
+    # numbers of order one go in: where they cancel, their rounding is left
+    rounding = 1e-6 * (1 + max(float(b.abs().max()) for b in theirs))
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * (float(b.abs().max()) + 1e-3))
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=rounding)
 
 
 def test_with_too_little_room_the_first_dead_units_compete():
