@@ -17,6 +17,7 @@ from torch import Tensor
 from sasa_theory.models.auxiliary import auxiliary_loss
 from sasa_theory.models.base import Loss, SparseModel, combine, reconstruction_error, require_number, require_positive
 from sasa_theory.models.codes import Codes
+from sasa_theory.models.form import GatedForm
 from sasa_theory.models.gate import best_units
 from sasa_theory.models.registry import architectures
 from synthetic.errors import UsageError
@@ -63,6 +64,10 @@ class BSF(SparseModel):
         """The published SASA code's "topk_sasa", which has the same gate."""
         fields = {"n_groups": self.n_units, "group_rank": self.rank, "k_groups": self.active_groups}
         return {"architecture": "topk_sasa", **fields}, self.linear_tensors()
+
+    def gated_form(self) -> GatedForm | None:
+        """The Top-s gate with decoder blocks of fixed norm."""
+        return GatedForm(self.active_groups, False, self.aux_groups, "blocks")
 
     def post_step(self, loss: Loss) -> None:
         """Decoder blocks of Frobenius norm sqrt(r)."""

@@ -11,15 +11,15 @@ class GatedForm:
     n_best      units on per row (s); on average, where `per_batch` chooses the B s largest of the batch.
     rectify     negative coefficients count as zero.
     n_aux       dead units asked to explain each row's residual.
-    constraint  what follows a step: decoder rows of length 1, or decoder blocks of Frobenius norm sqrt(r) with the
-                encoder scaled back, or nothing.
+    constraint  what follows a step: decoder rows of length 1, decoder blocks of Frobenius norm sqrt(r), the same with
+                the encoder scaled back ("gauge": every map stays), or nothing.
     penalty     nuclear norm of the map or of the decoder block, times `price` for each unit that is on, or `everyone`.
     """
 
     n_best: int
     rectify: bool
     n_aux: int
-    constraint: Literal["rows", "blocks"] | None = None
+    constraint: Literal["rows", "blocks", "gauge"] | None = None
     penalty: Literal["map", "decoder"] | None = None
     price: float = 0.0
     everyone: bool = False

@@ -92,7 +92,7 @@ class SASA(SparseModel):
     def gated_form(self) -> GatedForm | None:
         """The Top-s gate with the gauge, and the nuclear charge."""
         price = self.nuclear if self.penalty == "map" else self.nuclear / self.n_units
-        constraint: Literal["blocks"] | None = "blocks" if self.gauge else None
+        constraint: Literal["gauge"] | None = "gauge" if self.gauge else None
         everyone = self.penalise == "all"
         return GatedForm(self.active_groups, False, self.aux_groups, constraint, self.penalty, price, everyone)
 

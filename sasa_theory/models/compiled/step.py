@@ -26,7 +26,12 @@ from sasa_theory.models.form import GatedForm
 from sasa_theory.threads import split
 
 CHARGES = {None: gradient_loops.NO_CHARGE, "map": gradient_loops.MAP, "decoder": gradient_loops.DECODER}
-FIXES = {None: update_loops.FREE, "rows": update_loops.UNIT_ROWS, "blocks": update_loops.UNIT_BLOCKS}
+FIXES = {
+    None: update_loops.FREE,
+    "rows": update_loops.UNIT_ROWS,
+    "blocks": update_loops.UNIT_BLOCKS,
+    "gauge": update_loops.GAUGE,
+}
 
 
 class CompiledStep:
@@ -204,7 +209,7 @@ class CompiledStep:
             if bias.grad is not None:
                 rate, mean, spread = state[id(bias)]
                 update_loops.adam(rate, bias.numpy(), bias.grad.numpy(), mean, spread)
-        if fix == update_loops.UNIT_BLOCKS:
+        if fix == update_loops.GAUGE:
             model.b_enc.mul_(torch.from_numpy(size).repeat_interleave(model.rank))
 
     def _norm(self, given: list[Tensor]) -> float:
@@ -239,7 +244,7 @@ class CompiledStep:
 
 def _unchanged(kind: type[SparseModel]) -> bool:
     """Whether the class that gives the form also has the last word on everything that the form says."""
-    said = ("loss", "encode", "decode", "post_step", "nuclear_penalty", "pre_activations")
+    said = ("loss", "encode", "decode", "post_step", "nuclear_penalty", "pre_activations", "training_rows")
     owner = next(base for base in kind.__mro__ if "gated_form" in vars(base))
     return all(getattr(kind, name, None) is getattr(owner, name, None) for name in said)
 

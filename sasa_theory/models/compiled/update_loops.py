@@ -5,9 +5,9 @@ from numpy import ndarray
 
 from sasa_theory.models.compiled.gate_loops import ZERO, compiled
 
-#: what is fixed after a step: nothing; every decoder row at length 1; every decoder block at length sqrt(r), its
-#: encoder block and bias scaled back
-FREE, UNIT_ROWS, UNIT_BLOCKS = 0, 1, 2
+#: what is fixed after a step: nothing; every decoder row at length 1; every decoder block at length sqrt(r); the same,
+#: its encoder block and bias scaled back
+FREE, UNIT_ROWS, UNIT_BLOCKS, GAUGE = 0, 1, 2, 3
 
 
 @compiled
@@ -66,10 +66,11 @@ def update(
                 total += float(square_length)
                 if fix == UNIT_ROWS and square_length > 0:
                     row /= np.sqrt(square_length)
-        root = np.sqrt(total / rank) if fix == UNIT_BLOCKS and total > 0 else 1.0
+        root = np.sqrt(total / rank) if fix >= UNIT_BLOCKS and total > 0 else 1.0
         divided = np.float32(root)
         size[k] = divided
         if divided != 1:
             for i in range(k * rank, (k + 1) * rank):
                 dec[i] /= divided
-                enc[i] *= divided
+                if fix == GAUGE:
+                    enc[i] *= divided
