@@ -158,3 +158,23 @@ def test_the_level_looked_for_does_not_move_a_bit() -> None:
         dense.append(Codes(torch.from_numpy(index), torch.from_numpy(values), 200).dense())
     assert torch.equal(dense[0], dense[1])
     assert torch.equal(dense[0], dense[2])
+
+
+@pytest.mark.parametrize("small", [0, 1 << 18])
+@settings(deadline=None)
+@given(
+    st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 120), st.integers(1, 3), st.booleans(), st.integers(1, 9)
+)
+def test_ties_go_to_lower_units(
+    small: int, seed: int, width: int, units: int, rank: int, rectify: bool, n_best: int
+) -> None:
+    """Small integers have exact coefficients and many equal norms; the reference is a stable sort."""
+    random, n_best = np.random.default_rng(seed), min(n_best, units)
+    x = random.integers(-2, 3, (60, width)).astype(np.float32)
+    rows = random.integers(-1, 2, (units * rank, width)).astype(np.float32)
+    norms = np.square(exact(x, rows, np.zeros(len(rows)), rank, rectify)).sum(2)
+    expected = np.argsort(-norms, axis=1, kind="stable")[:, :n_best]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SMALL", small)
+        index = Gate(Workspace(), "t", rank, rectify).per_row(x, None, rows, np.zeros(len(rows), np.float32), n_best)[1]
+    assert np.array_equal(np.sort(index, 1), np.sort(expected, 1))
