@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sasa_theory import parallel
 from sasa_theory.models.auxiliary import auxiliary_loss
 from sasa_theory.models.base import Loss, SparseModel, reconstruction_error, require_number, require_positive
 from sasa_theory.models.codes import Codes
@@ -81,7 +82,7 @@ class SASA(SparseModel):
         enc, dec = self.blocks()
         norms = map_nuclear_norm(enc, dec) if self.penalty == "map" else block_nuclear_norm(dec)
         if self.penalise == "active":
-            norms = norms * (codes.counts() > 0)
+            norms = norms * parallel.any_process(codes.counts() > 0)
         return norms.sum() if self.penalty == "map" else norms.sum() / self.n_units
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sasa_theory import parallel
 from sasa_theory.models.base import require_number
 
 
@@ -35,5 +36,5 @@ class Coefficient(nn.Module):
     def update(self, l0: "Float[Tensor, '']") -> None:
         """Move towards the target, given the mean L0 of the last batch."""
         if self.target_l0 is not None:
-            error = torch.log(l0.double().clamp_min(1e-3) / self.target_l0).clamp(-1, 1)
+            error = torch.log(parallel.mean(l0.double()).clamp_min(1e-3) / self.target_l0).clamp(-1, 1)
             self.log_value += self.gain * error.to(self.log_value.device)

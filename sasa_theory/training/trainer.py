@@ -25,12 +25,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sasa_theory import saelens
+from sasa_theory import parallel, saelens
 from sasa_theory.files import write_text
 from sasa_theory.models.base import Loss, SparseModel
 from sasa_theory.models.compiled import compiled_step
 from sasa_theory.models.normaliser import Context, NormalisedModel, Normaliser
-from sasa_theory.training import parallel
 from sasa_theory.training.firing import FiringTracker
 from sasa_theory.training.settings import TrainSettings
 from sasa_theory.training.state import load_state, save_state
@@ -242,20 +241,21 @@ class Trainer:
             write_text(self.out / LOG, "")  # lines of a run that was killed before its first checkpoint go
 
     def _peek(self, n: int) -> Tensor:
-        """At least `n` rows (or all there are) from the front of the source, which stays where it was."""
+        """At least `n` rows (or all there are) from the front of all processes' sources, which stay where they were."""
         state = None if isinstance(self.source, PlainSource) else self.source.state_dict()
         batches: list[Tensor] = []
-        while sum(map(len, batches)) < n:
+        while sum(map(len, batches)) * parallel.world_size() < n:
             try:
                 batches.append(next(self.source))
             except StopIteration:
                 break
-        if not batches:
-            raise UsageError("the data have no rows; give an iterator of (batch, D) tensors")
         if state is None:
             self._rows = itertools.chain(batches, self.source)
         else:
             self.source.load_state_dict(state)
+        batches = parallel.joint(batches)
+        if not batches:
+            raise UsageError("the data have no rows; give an iterator of (batch, D) tensors")
         for i, batch in enumerate(batches):
             require_rows(batch, self.model.width_in, f"batch {i}")
         return torch.cat(batches).float()
@@ -267,7 +267,7 @@ class Trainer:
         for name, tensor in self.model.state_dict().items():
             if not bool(torch.isfinite(tensor).all()):
                 raise DataError(f"{name} is not finite at step {self.step}; nothing was saved. Lower the learning rate")
-        sources = parallel.gather_states(self.source.state_dict())
+        sources = parallel.gather(self.source.state_dict())
         if parallel.is_first():
             self._write(self.out, sources)
         parallel.wait()
