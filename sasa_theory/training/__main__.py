@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from sasa_theory import parallel
 from sasa_theory.files import read_json
 from sasa_theory.models import build
-from sasa_theory import parallel
 from sasa_theory.training.settings import TrainSettings
 from sasa_theory.training.trainer import STATE, Trainer
 from synthetic import World

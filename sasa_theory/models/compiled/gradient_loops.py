@@ -98,7 +98,7 @@ def backward(
     touched: ndarray,
     charge: int,
     price: float,
-    everyone: bool,
+    charged: ndarray,
     grad_enc: ndarray,
     grad_dec: ndarray,
     sums: ndarray,
@@ -109,7 +109,7 @@ def backward(
     With c = -2 / B: d/d values = c <residual, decoder row>; grad_dec = sum of c values residual; grad_enc = sum of
     (d/d values) x; sums = the same without x, the bias's gradient. Where touched[k] the sums go on from what is there,
     otherwise from zero. `charge` adds price times the nuclear norm of D_k E_k (MAP) or D_k (DECODER), of the units that
-    are on or of `everyone`; cost[k] gets the norm.
+    are on or have charged[k]; cost[k] gets the norm.
     """
     _, slots, rank = values.shape
     c = np.float32(-2.0 / len(x))
@@ -169,7 +169,7 @@ def backward(
                     to_enc[d] += s * here[d]
             p += 1
         cost[k] = 0.0
-        if charge != NO_CHARGE and (on or everyone):
+        if charge != NO_CHARGE and (on or charged[k]):
             if charge == MAP:
                 cost[k] = charge_map(enc[a:b], dec[a:b], price, grad_enc[a:b], grad_dec[a:b])
             else:

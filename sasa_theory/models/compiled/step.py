@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from torch import Tensor
 
+from sasa_theory import parallel
 from sasa_theory.models.base import Loss, SparseModel
 from sasa_theory.models.codes import Codes
 from sasa_theory.models.compiled import gradient_loops, update_loops
@@ -108,9 +109,14 @@ class CompiledStep:
         starts, pairs = gradient_loops.by_unit(index, n_units)
         price = form.price * penalty_scale
         charge = CHARGES[form.penalty] if price > 0 else gradient_loops.NO_CHARGE
+        codes = Codes(torch.from_numpy(index), torch.from_numpy(values), n_units)
+        # units charged though none of these rows may use them: all, or those that another process's rows use
+        charged = np.full(n_units, form.everyone)
+        if charge != gradient_loops.NO_CHARGE and not form.everyone and parallel.world_size() > 1:
+            charged = parallel.any_process(codes.counts() > 0).numpy()
         split(
             gradient_loops.backward, n_units, starts, pairs, values, residual, moved, enc, dec, form.rectify, touched,
-            charge, price, form.everyone, grad_enc, grad_dec, grad_b_enc, cost, cuts=even(starts),
+            charge, price, charged, grad_enc, grad_dec, grad_b_enc, cost, cuts=even(starts),
             work=3 * values.size * model.width_in,
         )  # fmt: skip
         split(gradient_loops.column_sums, model.width_in, residual, -2.0 / batch, grad_b_dec, work=residual.size)
@@ -124,7 +130,6 @@ class CompiledStep:
         model.W_enc.grad, model.W_dec.grad = torch.from_numpy(grad_enc).T, torch.from_numpy(grad_dec)
         model.b_enc.grad = torch.from_numpy(grad_b_enc) if model.b_enc.requires_grad else None
         model.b_dec.grad = torch.from_numpy(grad_b_dec)
-        codes = Codes(torch.from_numpy(index), torch.from_numpy(values), n_units)
         tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in parts.items()}
         total = torch.tensor(math.fsum(parts.values()), dtype=torch.float32)
         state = {"smallest": torch.tensor(chosen.smallest)} if form.per_batch else {}
@@ -176,7 +181,7 @@ class CompiledStep:
         grad_dec.reshape(model.n_units, -1)[which] = 0
         split(
             gradient_loops.backward, model.n_units, starts, pairs, values, left, residual, enc, dec, self.form.rectify,
-            touched, gradient_loops.NO_CHARGE, 0.0, False, grad_enc, grad_dec, sums, cost, cuts=even(starts),
+            touched, gradient_loops.NO_CHARGE, 0.0, touched, grad_enc, grad_dec, sums, cost, cuts=even(starts),
             work=3 * values.size * model.width_in,
         )  # fmt: skip
         touched[:] = False
