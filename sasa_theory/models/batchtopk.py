@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sasa_theory import parallel
 from sasa_theory.models.auxiliary import auxiliary_loss
 from sasa_theory.models.base import (
     Loss,
@@ -52,21 +53,31 @@ class BatchTopK(SparseModel):
         pre = self.pre_activations(x).relu()
         return gated_by(pre, self.threshold) if self.threshold >= 0 else self.select(pre)[0]
 
-    def select(self, pre: "Float[Tensor, 'B K']") -> "tuple[Codes, Float[Tensor, '']]":
-        """The batch's B k largest entries, and the smallest positive one of them (0 if there is none)."""
+    def select(self, pre: "Float[Tensor, 'B K']", processes: int = 1) -> "tuple[Codes, Float[Tensor, '']]":
+        """The batch's B k largest entries, and the smallest positive one of them (0 if there is none).
+
+        With the number of `processes` that train together it is one choice among the entries of all their batches; of
+        entries that equal the least, all are then on.
+        """
         with torch.no_grad():
+            wanted = len(pre) * self.active_latents * processes
             # topk on the flattened batch; kthvalue would sort everything
-            top = pre.flatten().topk(len(pre) * self.active_latents, sorted=False)
+            top = pre.flatten().topk(min(wanted, pre.numel()), sorted=False)
+            kept = torch.ones_like(top.indices, dtype=torch.bool)
+            if processes > 1:
+                kept = top.values >= parallel.nth_largest(top.values, wanted)
             mask = torch.zeros(pre.numel(), dtype=torch.bool, device=pre.device)
-            mask[top.indices] = True
-            smallest = torch.where(top.values > 0, top.values, torch.inf).amin()
+            mask[top.indices] = kept
+            smallest = torch.where(kept & (top.values > 0), top.values, torch.inf).amin()
+            if processes > 1:
+                smallest = parallel.least(smallest)
             smallest = torch.where(smallest.isfinite(), smallest, 0.0)
         return Codes(None, (pre * mask.view_as(pre))[..., None], self.n_units), smallest
 
     def loss(
         self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0
     ) -> Loss:
-        codes, smallest = self.select(self.pre_activations(x).relu())
+        codes, smallest = self.select(self.pre_activations(x).relu(), parallel.world_size())
         xhat = self.decode(codes)
         parts = {
             "reconstruction": reconstruction_error(x, xhat),

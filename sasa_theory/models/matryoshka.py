@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sasa_theory import parallel
 from sasa_theory.models.auxiliary import auxiliary_loss
 from sasa_theory.models.base import Loss, reconstruction_error
 from sasa_theory.models.batchtopk import BatchTopK
@@ -53,7 +54,7 @@ class Matryoshka(BatchTopK):
     def loss(
         self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0
     ) -> Loss:
-        codes, smallest = self.select(self.pre_activations(x).relu())
+        codes, smallest = self.select(self.pre_activations(x).relu(), parallel.world_size())
         errors, xhat, start = [], self.b_dec.expand_as(x), 0
         for stop in self.prefixes:
             xhat = xhat + codes.values[:, start:stop, 0] @ self.W_dec[start:stop]

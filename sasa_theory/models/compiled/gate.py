@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from sasa_theory import parallel
 from sasa_theory.models.compiled import gate_loops as loops
 from sasa_theory.models.compiled.gradient_loops import by_unit
 from sasa_theory.models.compiled.screen import Products, Screen, int8_is_faster
@@ -88,9 +89,12 @@ class Gate:
         return Chosen(x, index, values)
 
     def per_batch(self, x: ndarray, shift: ndarray, rows: ndarray, bias: ndarray, n_best: int) -> Chosen:
-        """The len(x) n_best largest of relu((x - shift) rows^T + bias), but for zeros; for r = 1."""
+        """The len(x) n_best largest of relu((x - shift) rows^T + bias), but for zeros; for r = 1.
+
+        Where processes train together, as many for each of them, chosen among the entries of all.
+        """
         x, batch = self._shifted(x, shift), len(x)
-        wanted, slots = batch * n_best, min(len(rows), 2 * n_best + 64)
+        wanted, slots = batch * n_best * parallel.world_size(), min(len(rows), 2 * n_best + 64)
         guesses = self._guesses(x, rows, bias, n_best)
         level = next(guesses)
         while True:
@@ -104,12 +108,13 @@ class Gate:
             values = self._exact(x, rows, bias, listed)
             flat = values.ravel()
             on = np.flatnonzero((listed.ravel() >= 0) & ~(flat <= 0))  # NaN stays, for the loss to see
-            if len(on) >= wanted:
-                on = on[np.argpartition(flat[on], len(on) - wanted)[len(on) - wanted :]]
-            smallest = float(flat[on].min()) if len(on) else 0.0
-            if level == 0 or (len(on) == wanted and smallest >= level) or not np.isfinite(flat[on]).all():
+            kept, least = _largest(flat[on], wanted)
+            on = on[kept]
+            if level == 0 or not least < level:  # NaN ends it too
                 break
             level = next(guesses)
+        smallest = float(parallel.least(torch.tensor(flat[on].min() if len(on) else np.inf)))
+        smallest = smallest if math.isfinite(smallest) else 0.0
         off = np.ones(listed.shape, np.bool_)
         off.ravel()[on] = False
         listed[off], values[off] = -1, 0
@@ -157,7 +162,7 @@ class Gate:
         few = x[:: max(1, len(x) // SAMPLE)]
         values = np.maximum(few @ rows.T + bias, 0).ravel()
         at = len(values) - min(len(values), math.ceil(SURPLUS * n_best * len(few)))
-        level = float(np.partition(values, at)[at])
+        level = float(parallel.mean(torch.tensor(np.partition(values, at)[at])))
         if level > 0:
             yield level
             yield level / 2
@@ -172,6 +177,17 @@ class Gate:
 
     def _held(self, what: str, shape: tuple[int, ...], dtype: type = np.float32) -> ndarray:
         return self.space(f"{self.name} {what}", shape, dtype)
+
+
+def _largest(values: ndarray, n: int) -> tuple[ndarray, float]:
+    """Which values are among the n largest of all processes, and the n-th; all, and 0, where there are fewer."""
+    if parallel.world_size() > 1:
+        least = float(parallel.nth_largest(torch.from_numpy(values), n))
+        return np.flatnonzero(~(values < least)), least
+    if len(values) < n:
+        return np.arange(len(values)), 0.0
+    top = np.argpartition(values, len(values) - n)[len(values) - n :]
+    return top, float(values[top].min())
 
 
 def even(starts: ndarray) -> list[int]:
