@@ -37,13 +37,44 @@ class FrameTable:
         used = step < dims[:, :, None]
         table_row = (self.starts[index][:, :, None] + step)[used]
         per_row = dims.sum(dim=1)
+        return self.add_up(table_row, coords[used], per_row.cumsum(0) - per_row)
+
+    def add_up(
+        self, table_row: "Int[Tensor, ' m']", weight: "Float[Tensor, ' m']", offsets: "Int[Tensor, ' B']"
+    ) -> "Float[Tensor, 'B D']":
+        """Weighted sums of table rows; those of output b begin at offsets_b."""
         return torch.nn.functional.embedding_bag(
-            table_row,
-            self.rows,
-            offsets=per_row.cumsum(0) - per_row,
-            mode="sum",
-            per_sample_weights=coords[used],
+            table_row, self.rows, offsets=offsets, mode="sum", per_sample_weights=weight
         )
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What is active in `n` rows, sorted by row and then by feature, with coordinates and parameters."""
+
+    row: "Int[Tensor, ' m']"
+    feature: "Int[Tensor, ' m']"
+    coords: "Float[Tensor, 'm d']"
+    theta: "Float[Tensor, 'm p']"
+    n: int
+    table: FrameTable
+
+    def sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The arguments of `FrameTable.add_up`: one term per coordinate."""
+        from synthetic import loops
+
+        dims, starts = self.table.dims.numpy(), self.table.starts.numpy()
+        found = loops.terms(self.row.numpy(), self.feature.numpy(), self.coords.numpy(), dims, starts, self.n)
+        table_row, weight, offsets = map(torch.from_numpy, found)
+        return table_row, weight, offsets
+
+    def padded(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Index, coordinates and parameters by row, padded to the fullest row."""
+        from synthetic import loops
+
+        parts = (self.row.numpy(), self.feature.numpy(), self.coords.numpy(), self.theta.numpy())
+        index, coords, theta = map(torch.from_numpy, loops.padded(*parts, self.n))
+        return index, coords, theta
 
 
 @dataclass(frozen=True)

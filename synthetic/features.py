@@ -201,10 +201,12 @@ class OwnMagnitudes:
     def __len__(self) -> int:
         return len(self.table)
 
-    def draw(self, feature: "Int[Tensor, ' m']", generator: torch.Generator) -> "Float[Tensor, ' m']":
-        """A magnitude with E a^2 = 1 for each activation, in float32."""
-        mean, std, rms = self.table.float()[feature].unbind(dim=1)
-        return (mean + std * torch.randn(len(feature), generator=generator)).clamp_min(0) / rms
+    def scale(self, coords: "Float[Tensor, 'm d']", feature: "Int[Tensor, ' m']", generator: torch.Generator) -> None:
+        """Multiply each activation's coordinates by a magnitude with E a^2 = 1 of its own, in place and in float32."""
+        from synthetic import loops
+
+        normal = torch.randn(len(feature), generator=generator)
+        loops.magnitudes(self.table.float().numpy(), feature.numpy(), normal.numpy(), coords.numpy())
 
     def over_means(self, parent: "Int[Tensor, ' n']") -> "Float[Tensor, ' n']":
         """Product of RMS / mean over each feature's ancestors: what scaling by length over mean adds to over RMS."""

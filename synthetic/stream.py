@@ -60,7 +60,10 @@ class WorldStream:
         return self
 
     def __next__(self) -> "Float[Tensor, 'B D']":
-        return self.batch().x
+        with one_thread():
+            x = self.world.rows(self.size, self._generator, self.device)
+        self.position += 1
+        return x
 
     def batch(self) -> Batch:
         """The next rows with their truth."""

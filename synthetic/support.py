@@ -15,8 +15,10 @@ Work goes with the number of activations, not with rows times features (but for 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -106,6 +108,8 @@ class Support:
 
     def sample(self, rows: int, generator: torch.Generator) -> "tuple[Int[Tensor, ' m'], Int[Tensor, ' m']]":
         """(row, feature) of every activation in `rows` rows, sorted by row and then by feature."""
+        from synthetic import loops
+
         if self.law == "exact":
             row, feature = self._exact(rows, generator)
         elif len(self._loadings):
@@ -125,36 +129,49 @@ class Support:
             for _ in range(self.depth):
                 parents = _born(self._tables, *parents, generator)
                 found.append(parents)
-        key = torch.cat([row * self.n + feature for row, feature in found]).sort().values
-        return key // self.n, key % self.n
+        row, feature = (torch.cat(parts) if len(found) > 1 else parts[0] for parts in zip(*found, strict=True))
+        row, feature = loops.by_row(row.numpy(), feature.numpy(), rows, self.n)
+        return torch.from_numpy(row), torch.from_numpy(feature)
 
     def _exact(self, rows: int, generator: torch.Generator) -> Pairs:
         """Floyd's algorithm, one pass per slot: draw from [0, j], and take j itself when the draw is already in."""
+        from synthetic import loops
+
         n, s = len(self._roots), self.active
-        chosen = torch.empty(rows, s, dtype=torch.int64)
-        for slot, last in enumerate(range(n - s, n)):
-            draw = torch.randint(0, last + 1, (rows,), generator=generator)
-            taken = (chosen[:, :slot] == draw[:, None]).any(dim=1)
-            chosen[:, slot] = torch.where(taken, last, draw)
+        draw, chosen = torch.empty(s, rows, dtype=torch.int64), torch.empty(rows, s, dtype=torch.int64)
+        for slot in range(s):
+            draw[slot].random_(0, n - s + slot + 1, generator=generator)
+        loops.floyd(draw.numpy(), n - 1, chosen.numpy())
         return torch.arange(rows).repeat_interleave(s), self._roots[chosen.reshape(-1)]
+
+    @cached_property
+    def _copula_scores(self) -> "tuple[Float[Tensor, ' m'], Float[Tensor, 'rank m']]":
+        """Phi^-1(p_i) / sqrt(1 - ||L_i||^2) and -L_i / sqrt(1 - ||L_i||^2) of every root."""
+        rest = (1 - self._loadings.square().sum(dim=1)).sqrt()
+        return torch.special.ndtri(self._own).float() / rest, (self._loadings / -rest[:, None]).T
 
     def _copula(self, rows: int, generator: torch.Generator) -> Pairs:
         """Given the factors f, roots are independent with rates Phi((Phi^-1(p_i) - L_i f) / sqrt(1 - ||L_i||^2)).
 
         Cells are drawn at each root's highest rate among the rows, then kept in proportion to the row's own.
         """
-        rest = (1 - self._loadings.square().sum(dim=1)).sqrt()
-        threshold = torch.special.ndtri(self._own).float() / rest
-        found, chunk = [], max(1, _CHUNK // len(rest))
+        from synthetic import loops
+
+        threshold, slopes = self._copula_scores
+        found, chunk = [], max(1, _CHUNK // len(threshold))
+        shifts = torch.empty(min(chunk, rows), len(threshold))  # one for all chunks: fresh pages cost as much as sums
         for start in range(0, rows, chunk):
-            factors = torch.randn(min(chunk, rows - start), self._loadings.shape[1], generator=generator)
-            score = torch.addmm(threshold, factors, (self._loadings / -rest[:, None]).T)
-            highest = torch.special.ndtr(score.amax(dim=0))
+            factors = torch.randn(min(chunk, rows - start), len(slopes), generator=generator)
+            shift = torch.mm(factors, slopes, out=shifts[: len(factors)])
+            highest = torch.special.ndtr(threshold + shift.amax(dim=0))
             row, root = _cells(highest.double(), len(factors), generator)
-            chance = torch.special.ndtr(score[row, root]) / highest[root]
-            kept = torch.rand(len(row), generator=generator) < chance
-            found.append((row[kept] + start, self._roots[root[kept]]))
-        return torch.cat([row for row, _ in found]), torch.cat([feature for _, feature in found])
+            cells = row.numpy(), root.numpy()
+            score = torch.from_numpy(loops.scores(*cells, threshold.numpy(), shift.numpy()))
+            chance, u = torch.special.ndtr(score), torch.rand(len(score), generator=generator)
+            kept = loops.kept(*cells, u.numpy(), chance.numpy(), highest.numpy())
+            found.append((kept[0] + start, self._roots.numpy()[kept[1]]))
+        row, root = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True))
+        return row, root
 
 
 def _cells(rates: "Float[Tensor, ' m']", rows: int, generator: torch.Generator) -> Pairs:
@@ -163,26 +180,27 @@ def _cells(rates: "Float[Tensor, ' m']", rows: int, generator: torch.Generator) 
     Rare ones are the cells that a Poisson process of intensity -log(1 - rate) hits at least once: the work is that of
     the hits, not of rows times columns.
     """
+    from synthetic import loops
+
     if float(rates.mean()) > 0.05:
         return (torch.rand(rows, len(rates), generator=generator) < rates).nonzero(as_tuple=True)  # type: ignore[return-value]
     intensity = -torch.log1p(-rates.clamp_max(1 - 1e-16))
     hits = torch.poisson(intensity * rows, generator=generator).long()
-    column = torch.repeat_interleave(torch.arange(len(hits)), hits)
-    row = torch.randint(0, rows, (len(column),), generator=generator)
-    key = torch.unique(row * len(hits) + column)
-    return key // len(hits), key % len(hits)
+    row = torch.randint(0, rows, (int(hits.sum()),), generator=generator)
+    found, column = loops.cells(row.numpy(), hits.numpy(), rows)
+    return torch.from_numpy(found), torch.from_numpy(column)
 
 
 def _born(tables: Tables, row: Tensor, node: Tensor, generator: torch.Generator) -> Pairs:
     """The active children of active nodes."""
-    has = tables.child[node, 0] >= 0
-    row, node = row[has], node[has]
-    b = tables.child.shape[1]
-    u = torch.rand(len(node), b, generator=generator)
-    u = torch.where(tables.exclusive[node][:, None], u[:, :1], u)
-    on = (u >= tables.low[node]) & (u < tables.high[node])
-    which, slot = on.nonzero(as_tuple=True)
-    return row[which], tables.child[node[which], slot]
+    from synthetic import loops
+
+    nodes, child = node.numpy(), tables.child.numpy()
+    able = loops.with_children(nodes, child)
+    u = torch.rand(len(able), child.shape[1], generator=generator).numpy()
+    ends = tables.low.numpy(), tables.high.numpy()
+    rows, children = loops.born(row.numpy(), nodes, able, u, child, *ends, tables.exclusive.numpy())
+    return torch.from_numpy(rows), torch.from_numpy(children)
 
 
 def _tables(parent: Tensor, q: Tensor, exclusive: bool) -> Tables:

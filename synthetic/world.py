@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from synthetic.batch import Batch, FrameTable
+from synthetic.batch import Activations, Batch, FrameTable
 from synthetic.errors import DataError, UsageError, unknown
 from synthetic.features import Feature, Kind, OwnMagnitudes, make_features, read_groups
 from synthetic.placement import coherent_frames, mutual_coherence, orthogonal_frames, random_frames, tight_frames
@@ -165,11 +165,16 @@ class World:
     def sample(self, n: int, generator: "torch.Generator | int", device: "torch.device | str" = "cpu") -> Batch:
         """`n` rows with their truth, drawn from a CPU generator or a seed."""
         n, generator = _as_count(n), _as_generator(generator)
-        index, coords, theta = self._draw(*self.support.sample(n, generator), n, generator)
-        noise = None
-        if self._noise_std:
-            noise = self._noise_std * torch.randn(n, self.width, generator=generator)
-        return self._batch(index, coords, theta, noise, device)
+        activations = self._draw(*self.support.sample(n, generator), n, generator)
+        return self._batch(activations, self._noise(n, generator), device)
+
+    def rows(
+        self, n: int, generator: "torch.Generator | int", device: "torch.device | str" = "cpu"
+    ) -> "Float[Tensor, 'n D']":
+        """The x of `sample` without its truth, which takes less time."""
+        n, generator = _as_count(n), _as_generator(generator)
+        activations = self._draw(*self.support.sample(n, generator), n, generator)
+        return self._x(activations, self._noise(n, generator), device)
 
     def points(
         self, feature: int, n: int, generator: "torch.Generator | int", device: "torch.device | str" = "cpu"
@@ -182,8 +187,7 @@ class World:
         if not 0 <= feature < len(self.features):
             raise UsageError(f"feature {feature} does not exist; the world has features 0 to {len(self.features) - 1}")
         n, generator = _as_count(n), _as_generator(generator)
-        index, coords, theta = self._draw(torch.arange(n), torch.full((n,), feature), n, generator)
-        return self._batch(index, coords, theta, None, device)
+        return self._batch(self._draw(torch.arange(n), torch.full((n,), feature), n, generator), None, device)
 
     def statistics(self) -> WorldStatistics:
         """Coherence, load and energies of the planted features (computed once)."""
@@ -222,8 +226,7 @@ class World:
         table, chunk = self._table("cpu"), 4096
         mean, squares = torch.zeros(self.width, dtype=torch.float64), []
         for _ in range(ESTIMATE_ROWS // chunk):
-            index, coords, _ = self._draw(*self.support.sample(chunk, generator), chunk, generator)
-            signal = table.combine(index, coords)
+            signal = table.add_up(*self._draw(*self.support.sample(chunk, generator), chunk, generator).sums())
             mean += signal.sum(dim=0, dtype=torch.float64)
             squares.append(signal.double().square().sum(dim=1))
         energies = torch.cat(squares)
@@ -267,55 +270,50 @@ class World:
             expected_dims=float(rates @ torch.tensor(self.dims, dtype=torch.float64)),
         )
 
-    def _draw(
-        self, row: Tensor, feature: Tensor, n: int, generator: torch.Generator
-    ) -> "tuple[Int[Tensor, 'n S'], Float[Tensor, 'n S d'], Float[Tensor, 'n S p']]":
-        """Index, coordinates and parameters of sorted (row, feature) activations, padded to the fullest row."""
-        widest = max(self.dims)
-        parameters = max(kind.manifold.intrinsic for kind in self._kinds)
-        flat = torch.zeros(len(feature), widest)
-        flat_theta = torch.zeros(len(feature), parameters)
-        kinds = self._kind[feature]
-        for number in torch.unique(kinds).tolist():
-            where = (kinds == number).nonzero()[:, 0]
-            z, theta = self._kinds[number].sample(len(where), generator)
-            flat[where, : z.shape[1]] = z
-            flat_theta[where, : theta.shape[1]] = theta
+    def _draw(self, row: Tensor, feature: Tensor, n: int, generator: torch.Generator) -> Activations:
+        """Coordinates and parameters of sorted (row, feature) activations in `n` rows."""
+        from synthetic import loops
+
+        flat = torch.zeros(len(feature), max(self.dims))
+        theta = torch.zeros(len(feature), max(kind.manifold.intrinsic for kind in self._kinds))
+        order, starts = loops.grouped(self._kind[feature].numpy(), len(self._kinds))
+        for kind, start, stop in zip(self._kinds, starts.tolist(), starts[1:].tolist(), strict=False):
+            if start < stop:
+                z, parameters = kind.sample(stop - start, generator)
+                loops.spread(z.numpy(), order[start:stop], flat.numpy())
+                loops.spread(parameters.numpy(), order[start:stop], theta.numpy())
         if self._magnitudes:
-            flat *= self._magnitudes.draw(feature, generator)[:, None]
+            self._magnitudes.scale(flat, feature, generator)
         if self.support.scale_children:
             self._scale_children(flat, row, feature)
-        flat *= self.scales.float()[feature, None]
-        counts = torch.bincount(row, minlength=n)
-        slot = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-        slots = max(1, int(counts.max()))
-        index = torch.full((n, slots), -1, dtype=torch.int64)
-        coords = torch.zeros(n, slots, widest)
-        theta = torch.zeros(n, slots, parameters)
-        index[row, slot], coords[row, slot], theta[row, slot] = feature, flat, flat_theta
-        return index, coords, theta
+        loops.scale(feature.numpy(), self.scales.float().numpy(), flat.numpy())
+        return Activations(row, feature, flat, theta, n, self._table("cpu"))
 
     def _scale_children(self, coords: "Float[Tensor, 'm d']", row: Tensor, feature: Tensor) -> None:
-        """Multiply each child's coordinates by the norm of its parent's, from the roots down, in place."""
-        parent, key = self.support.parent[feature], row * len(self.features) + feature
-        level = self.support.level[feature]
+        """Multiply each child's coordinates by the norm of its parent's, from the roots down, in place.
+
+        A child without its parent, as in `points`, stays as it is.
+        """
+        from synthetic import loops
+
+        above = torch.from_numpy(loops.parents(row.numpy(), feature.numpy(), self.support.parent.numpy()))
+        level = torch.where(above >= 0, self.support.level[feature], 0)
         for depth in range(1, self.support.depth + 1):
             child = (level == depth).nonzero()[:, 0]
-            above = row[child] * len(self.features) + parent[child]
-            at = torch.searchsorted(key, above).clamp_max(len(key) - 1)
-            present = key[at] == above  # absent only in `points`
-            coords[child] *= torch.where(present, coords[at].norm(dim=1), 1.0)[:, None]
+            coords[child] *= coords[above[child]].norm(dim=1, keepdim=True)
 
-    def _batch(
-        self, index: Tensor, coords: Tensor, theta: Tensor, noise: Tensor | None, device: "torch.device | str"
-    ) -> Batch:
-        table, bias = self._table(device), self.bias.to(device)
-        index, coords, theta = index.to(device), coords.to(device), theta.to(device)
-        x = table.combine(index, coords).add_(bias)
-        if noise is not None:
-            noise = noise.to(device)
-            x += noise
-        return Batch(x, index, coords, theta, noise, frames=table)
+    def _noise(self, n: int, generator: torch.Generator) -> Tensor | None:
+        return self._noise_std * torch.randn(n, self.width, generator=generator) if self._noise_std else None
+
+    def _x(self, activations: Activations, noise: Tensor | None, device: "torch.device | str") -> Tensor:
+        x = self._table(device).add_up(*(part.to(device) for part in activations.sums())).add_(self.bias.to(device))
+        return x if noise is None else x.add_(noise.to(device))
+
+    def _batch(self, activations: Activations, noise: Tensor | None, device: "torch.device | str") -> Batch:
+        noise = None if noise is None else noise.to(device)
+        index, coords, theta = (part.to(device) for part in activations.padded())
+        x = self._x(activations, noise, device)
+        return Batch(x, index, coords, theta, noise, frames=self._table(device))
 
     def _table(self, device: "torch.device | str") -> FrameTable:
         device = torch.device(device)
