@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sasa_theory.models import gated_step
+from sasa_theory.models import gated_torch
 from sasa_theory.models.codes import Codes
 from sasa_theory.models.form import GatedForm
 from synthetic.errors import UsageError
@@ -193,8 +193,8 @@ def combine(codes: Codes, rows: "Float[Tensor, 'Kr D']") -> "Float[Tensor, 'B D'
     batch, slots = codes.index.shape
     if slots == 0:
         return rows.new_zeros(batch, rows.shape[1])
-    if gated_step.available(codes.values, rows):
-        return gated_step.combine(codes.index, codes.values, rows)
+    if gated_torch.available(codes.values, rows):
+        return gated_torch.combine(codes.index, codes.values, rows)
     start = codes.index.clamp_min(0)[..., None] * codes.rank
     index = (start + torch.arange(codes.rank, device=start.device)).reshape(batch, -1)
     weights = codes.values.reshape(batch, -1).to(rows.dtype)

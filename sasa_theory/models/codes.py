@@ -54,10 +54,12 @@ class Codes:
 
     def counts(self) -> "Int[Tensor, ' K']":
         """How many samples of the batch each unit is active on."""
+        on = self.slots()
         if self.index is None:
-            return self.slots().sum(dim=0)
-        _, unit, _ = self.pairs()
-        return torch.bincount(unit, minlength=self.n_units)
+            return on.sum(dim=0)
+        # by scattering: no list of active pairs, whose length a GPU would have to report
+        counts = torch.zeros(self.n_units, dtype=torch.int64, device=on.device)
+        return counts.scatter_add_(0, self.index.clamp_min(0).flatten(), on.flatten().long())
 
     def dense(self) -> "Float[Tensor, 'B K r']":
         """All K units' coefficients; for small cases only."""

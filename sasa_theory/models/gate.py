@@ -1,14 +1,13 @@
 """The Top-s gate: per row, the units of largest norm among p_k = E_k (x - b), with their coefficients.
 
-Written plainly here; `gated_step` (a CPU with numba) and `gated_torch` (any other device) do the same without keeping
-what the gate throws away.
+Written plainly here; `gated_torch` does the same without keeping what the gate throws away.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sasa_theory.models import gated_step, gated_torch
+from sasa_theory.models import gated_torch
 from sasa_theory.models.codes import Codes
 
 
@@ -27,10 +26,9 @@ def best_units(
     """
     n_units = w_enc.shape[1] // rank
     shift = w_enc.new_zeros(w_enc.shape[0]) if b_dec is None else b_dec
-    for fast in (gated_step, gated_torch):
-        if fast.available(x, w_enc, b_enc, shift):
-            index, values = fast.encode(x, w_enc, b_enc, shift, rank, n_best, not signed)
-            return Codes(index, values, n_units)
+    if gated_torch.available(x, w_enc, b_enc, shift):
+        index, values = gated_torch.encode(x, w_enc, b_enc, shift, rank, n_best, not signed)
+        return Codes(index, values, n_units)
     pre = x @ w_enc + (b_enc if b_dec is None else b_enc - b_dec @ w_enc)
     return top_units((pre if signed else pre.relu()).unflatten(1, (n_units, rank)), n_best)
 

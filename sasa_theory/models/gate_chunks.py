@@ -1,32 +1,28 @@
 """The Top-s gate in chunks of rows: the s best units are taken from each chunk of the encoder product at once.
 
-No (B, K r) tensor is kept. Where a CPU multiplies bf16 at twice the rate of float32, a bf16 product is run first and
-never trusted: it names `candidates(s)` units per row, their coefficients are computed in float32, and the s largest
-of those are the answer, provided no unit left out can reach them. With x = xh + xl and W = Wh + Wl (bf16 and the rest)
-
-    | ||p_k|| - ||p^_k|| |  <=  ||xl|| ||Wh_k|| + ||x|| ||Wl_k||  +  what bias, products and squares lose in bf16,
-
-operator norms from r x r Gram matrices: ||A||^2 <= max row sum of |A A^T|. A row is certain when its s-th exact norm
-exceeds the smallest candidate's norm by that much; the others (ties, narrow gaps) are computed in float32 in full.
+No (B, K r) tensor is kept. Where a CPU multiplies int8 faster than float32, an int8 product is run first and never
+trusted (see `rounding`): it names `candidates(s)` units per row, those of largest norm plus margin; their coefficients
+are computed in float32, and the s largest of those are the answer, provided no unit left out can reach them: a row is
+certain when its s-th exact norm is at least the smallest candidate's bound. The others (ties, narrow gaps) are computed
+in float32 in full.
 """
-
-import functools
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sasa_theory.models import bags
+from sasa_theory.models.rounding import SIGMAS, balance_of, int8_is_faster, padded
 
 #: bytes of pre-activations per chunk: fewer and the product packs the weights too often, more and memory is all it uses
 CHUNK = 64 << 20
-#: the same in bf16, whose product does not mind: these stay in cache until the gate has read them
-CHUNK_LOW = 8 << 20
-#: share of uncertain rows in a chunk above which the next chunk names half as many candidates more, up to three times
-#: as many; and above which, with those, the rest of the batch goes to float32 directly
+#: the same behind an int8 product: these stay in cache until the gate has read them
+CHUNK_INT8 = 8 << 20
+#: share of uncertain rows in a chunk above which the next names twice as many candidates; and above which, with those,
+#: the rest of the batch goes to float32 directly
 ENOUGH_OPEN, GIVE_UP = 0.05, 0.3
-#: multiplications from which the bf16 product pays for its preparation
-WORTHWHILE = 1 << 33
+#: multiplications from which the int8 product pays for its preparation
+WORTHWHILE = 1 << 31
 
 
 def gate(
@@ -85,65 +81,59 @@ def gate_full(
 
 
 def candidates(n_best: int) -> int:
-    """Units that the bf16 product names for n_best: the gaps between norms narrow as more are kept."""
+    """Units that the int8 product names for n_best: the gaps between norms narrow as more are kept."""
     return n_best + n_best // 2 + 12
 
 
-@functools.cache
-def has_bf16_products() -> bool:
-    """Whether this CPU multiplies bf16 in hardware (AVX-512 BF16 or AMX)."""
-    return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
-
-
 def screening_pays(x: Tensor, w_enc: Tensor, rank: int, n_best: int) -> bool:
-    """Whether `gate` runs bf16 first: float32 on a CPU that can, enough of it, and few candidates among the units."""
+    """Whether `gate` runs int8 first: float32 on a CPU that can, enough of it, and few candidates among the units."""
     columns = w_enc.shape[1]
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.numel() * columns >= WORTHWHILE
         and 4 * candidates(n_best) * rank <= columns
-        and has_bf16_products()
+        and int8_is_faster()
     )
 
 
 def gate_screened(
     x: Tensor, w_enc: Tensor, b_enc: Tensor, rank: int, n_best: int, rectify: bool
 ) -> "tuple[Int[Tensor, 'B s'], Float[Tensor, 'B s r'], Tensor]":
-    """`gate` by candidates from bf16; the third tensor (B,) says which rows are certain, the others are not filled."""
-    rows = w_enc.T.contiguous()
-    low, size, lost = _rounded(rows, rank)
-    b_low, bias = b_enc.bfloat16(), b_enc.view(-1, rank)
-    # one rounding loses a share of at most 2^-8: that of p (twice with a bias), half those of its squares and their sum
-    lost_bias = 2**-7 * float(torch.linalg.vector_norm(bias, dim=1).max())
-    lost_share = 0.008 if lost_bias == 0 else 0.012
-    lost_sums = x.shape[1] * 2**-24 * rank**0.5 * size  # float32 sums of D products
+    """`gate` by candidates from int8; the third tensor (B,) says which rows are certain, the others are not filled."""
+    rows, bias = w_enc.T.contiguous(), b_enc.view(-1, rank)
+    units = len(rows) // rank
+    balance = torch.from_numpy(balance_of(x.numpy(), rows.numpy()))
+    # columns of one number of all units side by side, so that a group's squares add up stretch by stretch
+    w8, w_scale, w_size = _quantised(rows, 1 / balance, rank)
+    sideways = bias.T.reshape(-1)
+    w_noise, w_length = ((v.view(rank, units).amax(dim=0) * SIGMAS**2) for v in (w_scale.square() / 12, w_size))
     index = torch.empty(len(x), n_best, dtype=torch.int64)
     values = x.new_empty(len(x), n_best, rank)
     certain = torch.zeros(len(x), dtype=torch.bool)
-    step = max(1, min(len(x), CHUNK_LOW // (2 * len(rows))))
-    buffer = torch.empty(2, step, len(rows), dtype=torch.bfloat16)
-    add_up = torch.block_diag(
-        *[torch.ones(rank, 1, dtype=torch.bfloat16)] * (16 if len(rows) % (16 * rank) == 0 else 1)
-    )
-    named, most = candidates(n_best), min(len(rows) // rank, 3 * candidates(n_best))
+    step = max(1, min(len(x), CHUNK_INT8 // (4 * len(rows))))
+    products = torch.empty(step, len(rows), dtype=torch.int32)
+    buffer, spare = x.new_empty(step, len(rows)), x.new_empty(step, units)
+    named = candidates(n_best)
+    most = min(units, 2 * named)
     for start in range(0, len(x), step):
         if start > 0 and (open_ := 1 - float(certain[start - step : start].float().mean())) > ENOUGH_OPEN:
             if named == most and open_ > GIVE_UP:
                 break
-            named = min(most, named + named // 2)
+            named = most
         here = x[start : start + step]
-        part, x_low = slice(start, start + len(here)), here.bfloat16()
-        pre = torch.addmm(b_low, x_low, low.T, out=buffer[0, : len(here)])
+        part = slice(start, start + len(here))
+        x8, x_scale, x_size = _quantised(here, balance, 1)
+        torch._int_mm(x8, w8.T, out=products[: len(here)])
+        pre = torch.mul(products[: len(here)], w_scale, out=buffer[: len(here)])
+        pre.mul_(x_scale[:, None]).add_(sideways)
         if rectify:
             pre.relu_()
-        norms = torch.mul(pre, pre, out=buffer[1, : len(here)])
-        if rank > 1:
-            norms = (norms.view(-1, len(add_up)) @ add_up).view(len(here), -1)
-        found = bags.best(norms, named)
-        reach = norms.gather(1, found).amin(dim=1).float().sqrt_().mul_(1 + lost_share)
-        reach += torch.linalg.vector_norm(here - x_low, dim=1) * size
-        reach += torch.linalg.vector_norm(here, dim=1) * (lost + lost_sums) + lost_bias
+        reach = pre.abs_() if rank == 1 else pre.square_().view(len(here), rank, units).sum(1).sqrt_()
+        margin = torch.outer(x_scale.square() / 12, w_length, out=spare[: len(here)])
+        reach.add_(margin.addr_(x_size, w_noise).sqrt_())
+        found = bags.best(reach, named)
+        bound = reach.gather(1, found).amin(dim=1) if named < units else x.new_zeros(len(here))
 
         exact = bags.project(found, here, rows, rank).add_(bias[found])
         if rectify:
@@ -152,26 +142,23 @@ def gate_screened(
         top, slot = squares.topk(n_best, dim=1, sorted=False)
         index[part] = found.gather(1, slot)
         values[part] = exact.gather(1, slot[..., None].expand(-1, -1, rank))
-        certain[part] = top.amin(dim=1).sqrt_() > reach
+        certain[part] = top.amin(dim=1).sqrt_() >= bound
     return index, values, certain
 
 
-def _rounded(rows: "Float[Tensor, 'Kr D']", rank: int) -> tuple[Tensor, float, float]:
-    """`rows` in bf16, the largest operator norm of its blocks, and that of what rounding took from them."""
-    low = torch.empty_like(rows, dtype=torch.bfloat16)
-    size = lost = 0.0
-    step = rank * max(1, (1 << 18) // (rank * rows.shape[1]))  # blocks that stay in cache
-    for start in range(0, len(rows), step):
-        block = rows[start : start + step]
-        rounded = low[start : start + step].copy_(block).float()
-        size = max(size, _largest_norm(rounded, rank))
-        lost = max(lost, _largest_norm(rounded.sub_(block), rank))
-    return low, size, lost
-
-
-def _largest_norm(rows: Tensor, rank: int) -> float:
-    """At least the operator norm of every block of `rank` rows."""
-    if rank == 1:
-        return float(torch.linalg.vector_norm(rows, dim=1).max())
-    blocks = rows.view(-1, rank, rows.shape[1])
-    return float((blocks @ blocks.mT).abs().sum(-1).max().sqrt())
+def _quantised(rows: Tensor, factor: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """rows * factor in int8, scales and squared lengths; row k rank + j goes to place j K + k, zeros to the right."""
+    n, width = rows.shape
+    out = torch.zeros(n, padded(width), dtype=torch.int8)
+    scale, size = rows.new_empty(n), rows.new_empty(n)
+    units = n // rank
+    turned = [v.view(rank, units, *v.shape[1:]).transpose(0, 1) for v in (out, scale, size)]
+    step = max(1, (1 << 18) // (rank * width))  # rows that stay in cache
+    for start in range(0, units, step):
+        part = slice(start, min(start + step, units))
+        block = (rows[start * rank : part.stop * rank] * factor).view(-1, rank, width)
+        torch.amax(block.abs(), dim=2, out=(largest := block.new_empty(block.shape[:2])))
+        turned[1][part] = largest / 127
+        turned[2][part] = torch.linalg.vecdot(block, block)
+        turned[0][part, :, :width] = block.mul_((127 / largest.clamp_min(1e-30))[..., None]).round_().to(torch.int8)
+    return out, scale, size

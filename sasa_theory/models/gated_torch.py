@@ -1,7 +1,8 @@
-"""The gated step in torch operations alone, on any device: a CPU without numba, a GPU.
+"""The gated step in torch operations, differentiable, on any device.
 
-Of the six dense products of a plain step only the encoder's forward, 2 B D K r flops, is needed (`gated_step` says the
-same with compiled loops): `gate_chunks` runs it. Everything else touches s groups of each row, which `bags` adds up.
+Of the six dense products of a plain step only the encoder's forward, 2 B D K r flops, is needed: `gate_chunks` runs it.
+Everything else touches s groups of each row, which `bags` adds up. (On a CPU the trainer has a faster step still,
+`models.compiled`; this one is for GPUs, for float64, for losses of one's own.)
 """
 
 from typing import Any

@@ -27,7 +27,7 @@ class FiringTracker:
     @torch.no_grad()
     def update(self, codes: Codes) -> None:
         """Add one batch."""
-        counts, rows = _counts(codes), len(codes.values)
+        counts, rows = codes.counts(), len(codes.values)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)
             rows *= torch.distributed.get_world_size()
@@ -66,12 +66,3 @@ class FiringTracker:
         self._counts.copy_(state["counts"])
         self._rows = state["rows"].tolist()
         self._now = int(state["now"])
-
-
-def _counts(codes: Codes) -> "Int[Tensor, ' K']":
-    """`codes.counts()` by scattering: no list of active pairs, whose length a GPU would have to report."""
-    on = codes.slots()
-    if codes.index is None:
-        return on.sum(dim=0)
-    counts = torch.zeros(codes.n_units, dtype=torch.int64, device=on.device)
-    return counts.scatter_add_(0, codes.index.clamp_min(0).flatten(), on.flatten().long())

@@ -23,8 +23,9 @@ from numpy import ndarray
 from sasa_theory import parallel
 from sasa_theory.models.compiled import gate_loops as loops
 from sasa_theory.models.compiled.gradient_loops import by_unit
-from sasa_theory.models.compiled.screen import Products, Screen, int8_is_faster
+from sasa_theory.models.compiled.screen import Products, Screen
 from sasa_theory.models.compiled.workspace import Workspace
+from sasa_theory.models.rounding import int8_is_faster
 from sasa_theory.threads import split
 
 #: a row lists at most 3 s + SPARE candidates

@@ -7,12 +7,13 @@ import numba
 import numpy as np
 from numpy import ndarray
 
+from sasa_theory.models import rounding
+
 #: sums may be reordered and fused, as a BLAS does; NaN and Inf keep their meaning, and a division by zero is not looked
 #: for (the test would keep the processor from dividing sixteen numbers at once)
 compiled = numba.njit(nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy", cache=True)
 
-#: rounding errors of a screened coefficient are taken to stay below this many of their standard deviations
-SIGMAS = np.float32(6.0)
+SIGMAS = np.float32(rounding.SIGMAS)
 ZERO = np.float32(0.0)
 TOP = np.float32(127.0)
 #: units compared together before any is on its own

@@ -1,29 +1,21 @@
-"""All products of rows and encoder columns, chunk by chunk, in int8 or float32, shown to whoever lists candidates.
+"""All products of rows and encoder columns, chunk by chunk, in int8 or float32, shown to whoever lists candidates."""
 
-An int8 product errs by about a hundredth of a coefficient's spread: each entry's rounding error has variance
-scale^2 / 12, and `Products` says how that adds up. Both sides are first scaled dimension by dimension to like sizes, so
-that the few large dimensions of language-model activations do not use up the eight bits.
-"""
-
-import functools
 import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
 from sasa_theory.models.compiled import gate_loops as loops
 from sasa_theory.models.compiled.workspace import Workspace
+from sasa_theory.models.rounding import balance_of, padded
 from sasa_theory.threads import split, spread
 
 #: products of a chunk: few enough to stay in cache until they have been looked at; and its rows at least
 CHUNK, ROWS = 1 << 20, 256
-#: rows whose dimensions are measured to balance the two sides
-SAMPLE = 256
 
 
 class Products(NamedTuple):
@@ -53,10 +45,7 @@ class Screen:
         Threads take chunks by turns.
         """
         (batch, width), n = x.shape, len(rows)
-        padded = (
-            -(-width // 4) * 4
-        )  # the processor takes four at once; at width 1 torch 2.13 misreads a transposed factor
-        x8, w8 = self._held("x8", (batch, padded), np.int8), self._held("w8", (n, padded), np.int8)
+        x8, w8 = self._held("x8", (batch, padded(width)), np.int8), self._held("w8", (n, padded(width)), np.int8)
         of_x = self._held("x8 scale", (batch,)), self._held("x8 noise", (batch, 2))
         of_w = self._held("w8 scale", (n,)), self._held("w8 noise", (n, 2))
         balance = balance_of(x, rows)
@@ -95,21 +84,3 @@ class Screen:
 
     def _held(self, what: str, shape: tuple[int, ...], dtype: type = np.float32) -> ndarray:
         return self.space(f"{self.name} {what}", shape, dtype)
-
-
-@functools.cache
-def int8_is_faster() -> bool:
-    """Whether this processor multiplies int8 faster than float32, and torch does it right (a small case is tried)."""
-    if not (hasattr(torch, "_int_mm") and getattr(torch.cpu, "_is_vnni_supported", lambda: False)()):
-        return False
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randint(-127, 128, (n, 64), generator=generator, dtype=torch.int8) for n in (33, 70))
-    return torch.equal(torch._int_mm(a, b.T), a.int() @ b.int().T)
-
-
-def balance_of(x: ndarray, rows: ndarray) -> "Float[ndarray, ' D']":
-    """What to multiply x's dimensions with, and divide the weights' by, so that both have like sizes in each."""
-    size_x = np.square(x[:: max(1, len(x) // SAMPLE)]).mean(0)
-    size_w = np.square(rows[:: max(1, len(rows) // SAMPLE)]).mean(0)
-    usable = (size_x > 0) & (size_w > 0) & np.isfinite(size_x) & np.isfinite(size_w)
-    return np.where(usable, (size_w / np.where(usable, size_x, 1)) ** 0.25, 1).astype(np.float32)

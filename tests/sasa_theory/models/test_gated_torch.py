@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sasa_theory.models import bags, build, gate_chunks, gated_step, gated_torch
+from sasa_theory.models import bags, build, gate_chunks, gated_torch
 
 cases = st.fixed_dictionaries(
     {
@@ -60,7 +60,7 @@ def test_codes_loss_and_every_gradient_equal_the_plain_path(case, dtype):
     low = case["screened"] and dtype == torch.float32 and gate_chunks.candidates(n_best) <= case["units"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate_chunks, "CHUNK", chunk)
-        patch.setattr(gate_chunks, "CHUNK_LOW", chunk)
+        patch.setattr(gate_chunks, "CHUNK_INT8", chunk)
         patch.setattr(gate_chunks, "screening_pays", lambda *_: low)
         index, values = gated_torch.encode(*ours[:4], case["rank"], n_best, case["rectify"])
     dense = plain_values(*theirs[:4], case["rank"], case["rectify"])
@@ -143,7 +143,7 @@ def test_gradients_have_the_layout_of_the_weights():
 
 
 def screened(seed, rank, rectify, scale, bias):
-    """A gate of 64 rows on 40 units, by bf16 candidates; and all coefficients in float64."""
+    """A gate of 64 rows on 40 units, by int8 candidates; and all coefficients in float64."""
     g = torch.Generator().manual_seed(seed)
     x = scale * torch.randn(64, 16, generator=g)
     rows = torch.randn(40 * rank, 16, generator=g)
@@ -161,7 +161,7 @@ def screened(seed, rank, rectify, scale, bias):
     st.sampled_from([1e-3, 1.0, 1e3]),
     st.sampled_from([0.0, 1.0, 100.0]),
 )
-def test_rows_that_bf16_settles_are_settled_rightly(seed, rank, rectify, scale, bias):
+def test_rows_that_int8_settles_are_settled_rightly(seed, rank, rectify, scale, bias):
     (index, values, certain), dense = screened(seed, rank, rectify, scale, bias)
     norms = torch.linalg.vector_norm(dense, dim=-1)
     # float32 decides among the candidates, so choices may differ where norms agree to its rounding, and only there
@@ -173,7 +173,7 @@ def test_rows_that_bf16_settles_are_settled_rightly(seed, rank, rectify, scale, 
     torch.testing.assert_close(values[certain], picked, rtol=1e-5, atol=1e-5 * size)
 
 
-def test_bf16_settles_clear_rows_and_leaves_ties_open():
+def test_int8_settles_clear_rows_and_leaves_ties_open():
     g = torch.Generator().manual_seed(0)
     clear = torch.eye(64).repeat_interleave(2, dim=0) + 0.01 * torch.randn(128, 64, generator=g)
     x = torch.zeros(8, 64)
@@ -186,13 +186,13 @@ def test_bf16_settles_clear_rows_and_leaves_ties_open():
     assert not gate_chunks.gate_screened(x, same.T, torch.zeros(128), 2, 3, False)[2].any()
 
 
-def test_a_batch_that_bf16_cannot_settle_is_given_up_early(monkeypatch):
-    monkeypatch.setattr(gate_chunks, "CHUNK_LOW", 2 * 64 * 5)
+def test_a_batch_that_int8_cannot_settle_is_given_up_early(monkeypatch):
+    monkeypatch.setattr(gate_chunks, "CHUNK_INT8", 4 * 256 * 5)
     monkeypatch.setattr(gate_chunks, "screening_pays", lambda *_: True)
     calls = []
     project = bags.project
     monkeypatch.setattr(bags, "project", lambda *args: calls.append(1) or project(*args))
-    index, values = gate_chunks.gate(torch.ones(50, 8), torch.ones(8, 64), torch.zeros(64), 2, 3, False)
+    index, values = gate_chunks.gate(torch.ones(50, 8), torch.ones(8, 256), torch.zeros(256), 2, 3, False)
     assert 1 <= len(calls) < 10  # of ten chunks
     assert torch.equal(values, torch.full((50, 3, 2), 8.0))
     assert all(len(set(row)) == 3 for row in index.tolist())
@@ -210,7 +210,6 @@ def test_a_models_step_is_the_same_in_torch_alone_and_plainly(architecture, monk
         loss.total.backward()
         return [loss.total.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
-    monkeypatch.setattr(gated_step, "available", lambda *tensors: False)
     torch_alone = gradients()
     monkeypatch.setattr(gated_torch, "available", lambda *tensors: False)
     for ours, theirs in zip(torch_alone, gradients(), strict=True):
