@@ -90,8 +90,8 @@ def rows(setting: Setting, device: str) -> list[Tensor]:
 # ---- ours ----------------------------------------------------------------------------------------------------------
 
 
-def ours(architecture: str, bench: Bench, **changes: Any) -> Step:
-    """One step of our Trainer."""
+def ours(architecture: str, bench: Bench, compiled: bool = True, **changes: Any) -> Step:
+    """One step of our Trainer; not `compiled`: in torch operations alone, as without numba."""
     at = bench.setting
     sizes: dict[str, Any]
     if architecture == "sasa":
@@ -103,6 +103,8 @@ def ours(architecture: str, bench: Bench, **changes: Any) -> Step:
     settings = TrainSettings(steps=10**6, batch_size=at.batch, log_every=10**6, autocast=bench.autocast)
     trainer = Trainer(model, bench.batches(), settings, device=bench.device, progress=False)
     trainer._start()
+    if not compiled:
+        trainer.compiled = None
     dead = bench.dead(model.n_units)
     trainer.firing.dead = lambda: dead  # type: ignore[method-assign]
     return trainer._train_step
@@ -268,10 +270,11 @@ def require(module: str) -> Any:
         raise UsageError(f"{package} cannot be imported: {str(error).splitlines()[0]}") from error
 
 
-#: name -> builder; `sasa`, `topk`, `batchtopk`, `abstopk` are ours
+#: name -> builder; those of OURS first
 CONTENDERS: dict[str, Callable[[Bench], Step]] = {
     "sasa": partial(ours, "sasa"),
     "sasa decoder": partial(ours, "sasa", penalty="decoder", nuclear=100.0, penalise="all"),
+    "sasa torch": partial(ours, "sasa", compiled=False),
     "topk": partial(ours, "topk"),
     "batchtopk": partial(ours, "batchtopk"),
     "abstopk": partial(ours, "topk", signed=True),
@@ -282,6 +285,6 @@ CONTENDERS: dict[str, Callable[[Bench], Step]] = {
     "dictionary_learning topk": dictionary_learning,
     "sparsify topk": sparsify,
 }
-OURS = ("sasa", "sasa decoder", "topk", "batchtopk", "abstopk")
+OURS = ("sasa", "sasa decoder", "sasa torch", "topk", "batchtopk", "abstopk")
 #: contenders whose codes are a dense (B, K r) tensor
 DENSE = ("published", "restated", "sae-lens topk", "sae-lens batchtopk", "dictionary_learning topk", "sparsify topk")

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.contenders import OURS
 from benchmarks.step import FLOOR, PRECISIONS, SWEEPS
 from sasa_theory.files import read_json, write_bytes, write_text
 from synthetic.errors import DataError, UsageError
@@ -36,7 +37,7 @@ STYLES = {
     "dictionary_learning topk": ("#1b7837", "--", 1.2),
     "sparsify topk": ("#762a83", "--", 1.2),
 }
-LABELS = {name: f"sasa-lab {name}" for name in ("sasa", "sasa decoder", "topk", "batchtopk", "abstopk")} | {
+LABELS = {name: f"sasa-lab {name}" for name in OURS} | {
     "published": "published SASA",
     "restated": "published SASA, restated",
 }

@@ -90,6 +90,8 @@ class Plan:
         for sweep in self.sweeps:
             for setting in SWEEPS[sweep]:
                 names = set(ONLY.get(sweep, CONTENDERS))
+                if sweep not in ("main", "small") and "sasa torch" not in self.contenders:
+                    names.discard("sasa torch")
                 if self.sasa_path and sweep not in ("main", "small") and "restated" not in self.contenders:
                     names.remove("restated")
                 wanted.setdefault(setting, set()).update(names)

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-
 #: multiply-adds below which a loop is not worth a second thread: waking one costs what some fifty thousand take
 WORTH = 1 << 18
 

@@ -5,9 +5,11 @@ The residual x - xhat, detached, is encoded again by the dead units alone; each 
 
     mean || residual - sum_k D_k p_k(residual) ||^2,    coefficient 1.
 
-Only dead units appear in it, so only they receive its gradient.
+Only dead units appear in it, so only they receive its gradient. On a GPU it has fixed shapes and at most a quarter of
+the units, the first of the dead ones, take part at a time (`fixed_shapes`).
 """
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -24,6 +26,9 @@ def auxiliary_loss(
     signed: bool,
 ) -> "Float[Tensor, '']":
     """The loss above; zero when no unit is dead or n_best is 0."""
+    if x.is_cuda:  # the number of dead units is not asked for: a GPU would have to report it
+        room = max(n_best, -(-model.n_units // 4))
+        return fixed_shapes(model, x, xhat, dead, n_best, signed, room)
     which = dead.nonzero().flatten() if dead is not None and n_best > 0 else None
     if which is None or len(which) == 0:
         return x.new_zeros(())
@@ -32,6 +37,38 @@ def auxiliary_loss(
     codes = best_units(residual, w_enc, b_enc, None, model.rank, min(n_best, len(which)), signed)
     # an unrevived unit must not push the others, so the target is the residual itself
     return reconstruction_error(residual, combine(codes, w_dec))
+
+
+def fixed_shapes(
+    model: SparseModel,
+    x: "Float[Tensor, 'B D']",
+    xhat: "Float[Tensor, 'B D']",
+    dead: "Bool[Tensor, ' K'] | None",
+    n_best: int,
+    signed: bool,
+    room: int,
+) -> "Float[Tensor, '']":
+    """The loss above for at most `room` dead units, with shapes that do not depend on how many there are.
+
+    `room` units take part whatever the number: the dead ones first, in order, then others, whose encoder columns count
+    as zero. They take a token's place only when no dead unit is left, add nothing, and get no gradient. Of more than
+    `room` dead units, the first compete.
+    """
+    if dead is None or n_best == 0:
+        return x.new_zeros(())
+    which, real = places(dead, room)
+    residual = (x - xhat).detach()
+    w_enc, b_enc, w_dec = units(model, which)
+    used = real.repeat_interleave(model.rank, output_size=len(b_enc)).to(w_enc.dtype)
+    codes = best_units(residual, w_enc * used, b_enc * used, None, model.rank, min(n_best, len(which)), signed)
+    loss = reconstruction_error(residual, combine(codes, w_dec))
+    return torch.where(dead.any(), loss, 0.0)
+
+
+def places(dead: "Bool[Tensor, ' K']", room: int) -> "tuple[Int[Tensor, ' m'], Bool[Tensor, ' m']]":
+    """The first m = min(room, K) units when the dead ones are put in front, and which of them are dead."""
+    which = dead.logical_not().int().sort(stable=True).indices[:room]
+    return which, dead[which]
 
 
 def units(

@@ -82,7 +82,7 @@ def gate_full(
 
 def candidates(n_best: int) -> int:
     """Units that the int8 product names for n_best: the gaps between norms narrow as more are kept."""
-    return n_best + n_best // 2 + 12
+    return n_best + n_best // 2 + 5
 
 
 def screening_pays(x: Tensor, w_enc: Tensor, rank: int, n_best: int) -> bool:

@@ -30,6 +30,7 @@ from sasa_theory.files import write_text
 from sasa_theory.models.base import Loss, SparseModel
 from sasa_theory.models.compiled import compiled_step
 from sasa_theory.models.normaliser import Context, NormalisedModel, Normaliser
+from sasa_theory.training.device import LossWatch
 from sasa_theory.training.firing import FiringTracker
 from sasa_theory.training.settings import TrainSettings
 from sasa_theory.training.state import load_state, save_state
@@ -77,6 +78,8 @@ class Trainer:
         self.firing = FiringTracker(model.n_units, settings.dead_window, settings.dead_threshold, self.device)
         self.optimizer = _optimizer(model, settings)
         self.compiled = compiled_step(model, self.optimizer)
+        #: on a GPU, where looking at each loss would make the host wait
+        self.watch = LossWatch(self.optimizer, self.device) if self.device.type == "cuda" else None
         self.normaliser = Normaliser.identity(model.width_in).to(self.device)
         self.step = 0
         self._log: list[str] = []
@@ -151,7 +154,9 @@ class Trainer:
         else:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
                 loss = model.loss(z, dead, scale)
-        if not bool(torch.isfinite(loss.total)):  # before the weights see it, while the batch is at hand
+        if self.watch is not None:
+            self.watch.observe(loss.total)
+        elif not bool(torch.isfinite(loss.total)):  # before the weights see it, while the batch is at hand
             require_rows(x, model.width_in, f"batch {self.step}")
             raise DataError(f"the loss is not finite at step {self.step} though the data are; lower the learning rate")
         if self.compiled is not None:
@@ -170,6 +175,7 @@ class Trainer:
         self.firing.update(loss.codes)
         self.step += 1
         if self.step % settings.log_every == 0 or self.step == settings.steps:
+            self._require_finite()
             self._write_log(json.dumps(self._line(loss, x, z, context)))
 
     @torch.no_grad()
@@ -189,6 +195,14 @@ class Trainer:
             "l0_units": float(loss.codes.l0_units().float().mean()),
             "dead_share": None if dead is None else float(dead.float().mean()),
         }
+
+    def _require_finite(self) -> None:
+        """What the watch saw since the start: the weights stopped moving before the first bad loss."""
+        if self.watch is not None and self.watch.failed():
+            raise DataError(
+                f"a loss up to step {self.step} was not finite: the data hold NaN or Inf, or the learning rate is too "
+                "high; nothing was trained or saved from there on"
+            )
 
     def _rows_seen(self) -> int:
         return self.step * self.settings.batch_size * parallel.world_size()
@@ -264,6 +278,7 @@ class Trainer:
         """Write state, log and export; nothing happens without an `out` directory."""
         if self.out is None:
             return
+        self._require_finite()
         for name, tensor in self.model.state_dict().items():
             if not bool(torch.isfinite(tensor).all()):
                 raise DataError(f"{name} is not finite at step {self.step}; nothing was saved. Lower the learning rate")

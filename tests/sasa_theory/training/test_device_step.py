@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from sasa_theory.models import build
+from sasa_theory.training import Trainer, TrainSettings
 from sasa_theory.training.device import LossWatch, capture
-from synthetic.errors import UsageError
+from synthetic.errors import DataError, UsageError
 
 
 def test_a_loss_that_is_not_finite_stops_the_optimiser_where_it_was():
@@ -78,3 +79,25 @@ def test_a_recorded_step_ends_where_the_plain_one_does():
     assert plain[0] == pytest.approx(recorded[0], rel=1e-5)
     for a, b in zip(plain[1], recorded[1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_watched_trainer_stops_at_the_next_log_line_with_the_weights_of_before(tmp_path):
+    """As on a GPU, where no step looks at its loss: nothing after the bad batch is trained or saved."""
+    rows = [torch.randn(64, 8, generator=torch.Generator().manual_seed(i)) for i in range(40)]
+    weights = {}
+    for bad in (False, True):
+        batches = [r.clone() for r in rows]
+        if bad:
+            batches[25][3, 2] = torch.nan
+        model = build("topk", width_in=8, n_latents=12, active_latents=3)
+        settings = TrainSettings(steps=30 if bad else 25, batch_size=64, log_every=10, decay_fraction=0.0)
+        run = Trainer(model, iter(batches), settings, out=tmp_path / str(bad), progress=False)
+        run.compiled, run.watch = None, LossWatch(run.optimizer, "cpu")
+        if bad:
+            with pytest.raises(DataError, match="up to step 30 was not finite"):
+                run.fit()
+            assert not run.state_file.exists()
+        else:
+            run.fit()
+        weights[bad] = model.W_enc.detach().clone()
+    torch.testing.assert_close(weights[True], weights[False])

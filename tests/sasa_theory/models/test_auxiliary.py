@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sasa_theory.models import auxiliary, auxiliary_static, build
+from sasa_theory.models import auxiliary, build
 
 
 @settings(max_examples=60, deadline=None)
@@ -36,7 +36,7 @@ def test_equals_the_gathering_one_while_there_is_room(units, rank, n_best, signe
             *(torch.zeros_like(getattr(model, n)) if t is None else t for n, t in zip(names, grads, strict=True)),
         ]
 
-    ours = loss_and_gradients(auxiliary_static.auxiliary_loss, room)
+    ours = loss_and_gradients(auxiliary.fixed_shapes, room)
     theirs = loss_and_gradients(auxiliary.auxiliary_loss)
     # numbers of order one go in: where they cancel, their rounding is left
     rounding = 1e-6 * (1 + max(float(b.abs().max()) for b in theirs))
@@ -46,9 +46,9 @@ def test_equals_the_gathering_one_while_there_is_room(units, rank, n_best, signe
 
 def test_with_too_little_room_the_first_dead_units_compete():
     dead = torch.tensor([False, True, True, False, True])
-    which, real = auxiliary_static.places(dead, 2)
+    which, real = auxiliary.places(dead, 2)
     assert which.tolist() == [1, 2]
     assert real.all()
-    which, real = auxiliary_static.places(dead, 9)
+    which, real = auxiliary.places(dead, 9)
     assert which.tolist() == [1, 2, 4, 0, 3]
     assert real.tolist() == [True, True, True, False, False]
