@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy import ndarray
 from torch import Tensor
 
 
@@ -19,6 +20,7 @@ class FrameTable:
     def __init__(self, rows: "Float[Tensor, 'T D']", dims: "Int[Tensor, ' n']") -> None:
         self.rows, self.dims = rows, dims
         self.starts = dims.cumsum(0) - dims
+        self.layout = dims.numpy(force=True), self.starts.numpy(force=True)
 
     def __len__(self) -> int:
         return len(self.dims)
@@ -50,31 +52,27 @@ class FrameTable:
 
 @dataclass(frozen=True)
 class Activations:
-    """What is active in `n` rows, sorted by row and then by feature, with coordinates and parameters."""
+    """What is active in `n` rows, sorted by row and then by feature, with coordinates and (if asked for) parameters."""
 
-    row: "Int[Tensor, ' m']"
-    feature: "Int[Tensor, ' m']"
-    coords: "Float[Tensor, 'm d']"
-    theta: "Float[Tensor, 'm p']"
+    row: "Int[ndarray, ' m']"
+    feature: "Int[ndarray, ' m']"
+    coords: "Float[ndarray, 'm d']"
+    theta: "Float[ndarray, 'm p']"
     n: int
-    table: FrameTable
 
-    def sums(self) -> tuple[Tensor, Tensor, Tensor]:
+    def terms(self, table: FrameTable) -> tuple[Tensor, Tensor, Tensor]:
         """The arguments of `FrameTable.add_up`: one term per coordinate."""
         from synthetic import loops
 
-        dims, starts = self.table.dims.numpy(), self.table.starts.numpy()
-        found = loops.terms(self.row.numpy(), self.feature.numpy(), self.coords.numpy(), dims, starts, self.n)
-        table_row, weight, offsets = map(torch.from_numpy, found)
-        return table_row, weight, offsets
+        table_row, weight, offsets = loops.terms(self.row, self.feature, self.coords, *table.layout, self.n)
+        return torch.from_numpy(table_row), torch.from_numpy(weight), torch.from_numpy(offsets)
 
     def padded(self) -> tuple[Tensor, Tensor, Tensor]:
         """Index, coordinates and parameters by row, padded to the fullest row."""
         from synthetic import loops
 
-        parts = (self.row.numpy(), self.feature.numpy(), self.coords.numpy(), self.theta.numpy())
-        index, coords, theta = map(torch.from_numpy, loops.padded(*parts, self.n))
-        return index, coords, theta
+        index, coords, theta = loops.padded(self.row, self.feature, self.coords, self.theta, self.n)
+        return torch.from_numpy(index), torch.from_numpy(coords), torch.from_numpy(theta)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 
 import torch
 from jaxtyping import Float, Int
+from numpy import ndarray
 from torch import Tensor
 
 from synthetic.errors import UsageError, unknown
@@ -161,9 +162,16 @@ class Kind:
     def sample(self, n: int, generator: torch.Generator) -> "tuple[Float[Tensor, 'n d'], Float[Tensor, 'n p']]":
         """`n` coordinates a z with E||a z||^2 = 1, and their parameters theta (a varied magnitude is left out)."""
         z, theta = self.manifold.sample(n, generator)
+        return self._with_magnitude(z, generator), theta
+
+    def points(self, n: int, generator: torch.Generator) -> "Float[Tensor, 'n d']":
+        """The coordinates of `sample` without their parameters."""
+        return self._with_magnitude(self.manifold.points(n, generator), generator)
+
+    def _with_magnitude(self, z: "Float[Tensor, 'n d']", generator: torch.Generator) -> "Float[Tensor, 'n d']":
         if self.magnitude.law not in ("constant", "varied_normal"):
-            z = z * self.magnitude.sample(n, generator)[:, None]
-        return (z.abs() if self.nonnegative else z), theta
+            z = z * self.magnitude.sample(len(z), generator)[:, None]
+        return z.abs() if self.nonnegative else z
 
     def mean(self) -> float | None:
         """E|a z| of a non-negative coordinate, 0 for any other (it is centred); None where it is not known."""
@@ -197,16 +205,17 @@ class OwnMagnitudes:
         laws = [feature.magnitude for feature in features]
         rows = [(law.mean, law.std, math.sqrt(law.second_moment())) if law else (1.0, 0.0, 1.0) for law in laws]
         self.table = torch.tensor(rows if any(laws) else [], dtype=torch.float64).reshape(-1, 3)
+        self._laws = self.table.float().numpy()
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def scale(self, coords: "Float[Tensor, 'm d']", feature: "Int[Tensor, ' m']", generator: torch.Generator) -> None:
+    def scale(self, coords: "Float[ndarray, 'm d']", feature: "Int[ndarray, ' m']", generator: torch.Generator) -> None:
         """Multiply each activation's coordinates by a magnitude with E a^2 = 1 of its own, in place and in float32."""
         from synthetic import loops
 
-        normal = torch.randn(len(feature), generator=generator)
-        loops.magnitudes(self.table.float().numpy(), feature.numpy(), normal.numpy(), coords.numpy())
+        normal = torch.randn(len(feature), generator=generator).numpy()
+        loops.magnitudes(self._laws, feature, normal, coords)
 
     def over_means(self, parent: "Int[Tensor, ' n']") -> "Float[Tensor, ' n']":
         """Product of RMS / mean over each feature's ancestors: what scaling by length over mean adds to over RMS."""

@@ -38,17 +38,29 @@ def by_row(row: ndarray, feature: ndarray, rows: int, features: int) -> tuple[nd
 
 
 @exact
-def floyd(draw: ndarray, last: int, out: ndarray) -> None:
-    """Floyd's subsets: entry k of row t is draw (s, rows) [k, t], or last - s + 1 + k where the row has that."""
+def floyd(draw: ndarray, roots: ndarray, ascending: bool) -> tuple[ndarray, ndarray]:
+    """(row, root) of Floyd's subsets: number k of row t is draw (s, rows) [k, t], or R - s + k where it has that.
+
+    In the order in which they are drawn, or `ascending` in each row.
+    """
     s, rows = draw.shape
+    row, feature = np.empty(rows * s, np.int64), np.empty(rows * s, np.int64)
+    chosen = np.empty(s, np.int64)
     for t in range(rows):
         for k in range(s):
             value = draw[k, t]
             for j in range(k):
-                if out[t, j] == value:
-                    value = last - s + 1 + k
+                if chosen[j] == value:
+                    value = len(roots) - s + k
                     break
-            out[t, k] = value
+            at = k
+            while ascending and at and chosen[at - 1] > value:
+                chosen[at] = chosen[at - 1]
+                at -= 1
+            chosen[at] = value
+        for k in range(s):
+            row[t * s + k], feature[t * s + k] = t, roots[chosen[k]]
+    return row, feature
 
 
 @exact

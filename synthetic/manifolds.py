@@ -53,7 +53,7 @@ class Manifold(ABC):
 
     @abstractmethod
     def draw(self, n: int, generator: torch.Generator) -> "tuple[Float[Tensor, 'n ambient'], Float[Tensor, 'n p']]":
-        """`n` points before centring and scaling, with their parameters."""
+        """`n` points before centring and scaling, with their parameters; a world calls it in torch's inference mode."""
 
     @abstractmethod
     def moments(self) -> "tuple[Sequence[float], float]":
@@ -66,8 +66,21 @@ class Manifold(ABC):
     def sample(self, n: int, generator: torch.Generator) -> "tuple[Float[Tensor, 'n ambient'], Float[Tensor, 'n p']]":
         """`n` independent points z with E z = 0, E||z||^2 = 1, and their intrinsic parameters theta (float32, CPU)."""
         raw, theta = self.draw(n, generator)
+        return self._standardised(raw), theta
+
+    def points(self, n: int, generator: torch.Generator) -> "Float[Tensor, 'n ambient']":
+        """The points of `sample` without their parameters; worth a method of its own where those take time."""
+        return self.sample(n, generator)[0]
+
+    def _standardised(self, raw: "Float[Tensor, 'n ambient']") -> "Float[Tensor, 'n ambient']":
         centre, rms = self.standard
-        return (raw - centre) / rms, theta
+        if self._off_centre:
+            raw = raw - centre
+        return raw / rms if rms != 1 else raw
+
+    @cached_property
+    def _off_centre(self) -> bool:
+        return bool(self.standard[0].any())
 
     @cached_property
     def standard(self) -> "tuple[Float[Tensor, ' ambient'], float]":
@@ -91,9 +104,14 @@ class Parametric(Manifold):
         """The point of each parameter vector, in the dtype of `theta`."""
 
     def draw(self, n: int, generator: torch.Generator) -> "tuple[Float[Tensor, 'n ambient'], Float[Tensor, 'n p']]":
-        box = torch.tensor(self.bounds(), dtype=torch.float32)
-        theta = box[:, 0] + (box[:, 1] - box[:, 0]) * torch.rand(n, len(box), generator=generator)
+        low, extent = self._box
+        theta = low + extent * torch.rand(n, len(low), generator=generator)
         return self.embed(theta), theta
+
+    @cached_property
+    def _box(self) -> "tuple[Float[Tensor, ' p'], Float[Tensor, ' p']]":
+        low, high = torch.tensor(self.bounds(), dtype=torch.float32).unbind(dim=1)
+        return low, high - low
 
     def moments(self) -> "tuple[Sequence[float], float]":
         """Composite Gauss-Legendre quadrature; raises UsageError when two grids disagree by more than 1e-9."""
@@ -237,11 +255,14 @@ class Sphere(Manifold):
         return self.dim
 
     def draw(self, n: int, generator: torch.Generator) -> "tuple[Float[Tensor, 'n d'], Float[Tensor, 'n p']]":
-        z = torch.nn.functional.normalize(torch.randn(n, self.dim, generator=generator), dim=1)
+        z = self.points(n, generator)
         rest = z.square().flip(1).cumsum(dim=1).flip(1).sqrt()  # rest_k = ||z_{k..}||
         theta = torch.atan2(rest[:, 1:], z[:, :-1])
         theta[:, -1] = torch.atan2(z[:, -1], z[:, -2])
         return z, theta
+
+    def points(self, n: int, generator: torch.Generator) -> "Float[Tensor, 'n d']":
+        return torch.nn.functional.normalize(torch.randn(n, self.dim, generator=generator), dim=1)
 
     def moments(self) -> tuple[Sequence[float], float]:
         return [0.0] * self.dim, 1.0
@@ -263,14 +284,15 @@ class Torus(Manifold):
 
     def draw(self, n: int, generator: torch.Generator) -> "tuple[Float[Tensor, 'n 3'], Float[Tensor, 'n 2']]":
         u = torch.rand(n, 3, generator=generator)
-        ring, tube = 2 * math.pi * u[:, 0], 2 * math.pi * u[:, 1]
+        ring, tube = (2 * math.pi * u[:, :2]).unbind(dim=1)
         # a uniform angle v kept with probability (1 + ratio cos v)/2 and turned by pi otherwise has density
         # (1 + ratio cos v)/(2 pi): nothing is rejected
         turned = 2 * u[:, 2] >= 1 + self.ratio * tube.cos()
         tube = torch.where(turned, (tube + math.pi) % (2 * math.pi), tube)
-        radius = 1 + self.ratio * tube.cos()
-        z = torch.stack((radius * ring.cos(), radius * ring.sin(), self.ratio * tube.sin()), dim=1)
-        return z, torch.stack((ring, tube), dim=1)
+        theta = torch.stack((ring, tube), dim=1)
+        (ring_cos, tube_cos), (ring_sin, tube_sin) = theta.cos().unbind(dim=1), theta.sin().unbind(dim=1)
+        radius = 1 + self.ratio * tube_cos
+        return torch.stack((radius * ring_cos, radius * ring_sin, self.ratio * tube_sin), dim=1), theta
 
     def moments(self) -> tuple[Sequence[float], float]:
         return [0.0, 0.0, 0.0], 1 + 2 * self.ratio**2

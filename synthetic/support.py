@@ -112,6 +112,8 @@ class Support:
 
         if self.law == "exact":
             row, feature = self._exact(rows, generator)
+            if self._tables is None:
+                return row, feature
         elif len(self._loadings):
             row, feature = self._copula(rows, generator)
         elif len(self._own):
@@ -138,11 +140,11 @@ class Support:
         from synthetic import loops
 
         n, s = len(self._roots), self.active
-        draw, chosen = torch.empty(s, rows, dtype=torch.int64), torch.empty(rows, s, dtype=torch.int64)
+        draw = torch.empty(s, rows, dtype=torch.int64)
         for slot in range(s):
             draw[slot].random_(0, n - s + slot + 1, generator=generator)
-        loops.floyd(draw.numpy(), n - 1, chosen.numpy())
-        return torch.arange(rows).repeat_interleave(s), self._roots[chosen.reshape(-1)]
+        row, feature = loops.floyd(draw.numpy(), self._roots.numpy(), self._tables is None)
+        return torch.from_numpy(row), torch.from_numpy(feature)
 
     @cached_property
     def _copula_scores(self) -> "tuple[Float[Tensor, ' m'], Float[Tensor, 'rank m']]":
