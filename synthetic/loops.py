@@ -10,6 +10,7 @@ import numpy as np
 from numpy import ndarray
 
 exact = numba.njit(nogil=True, error_model="numpy", cache=True)
+ONE = np.uint64(1)
 
 
 @exact
@@ -68,25 +69,26 @@ def cells(row: ndarray, hits: ndarray, rows: int) -> tuple[ndarray, ndarray]:
     """Distinct (row, column) cells sorted by row and then by column; `row` lists hits[0] of column 0, and so on."""
     starts = np.zeros(rows + 1, np.int64)
     for r in row:
-        starts[r + 1] += 1
+        starts[np.uint64(r) + ONE] += 1  # unsigned: an index that may be negative is looked at first, in half the time
     for r in range(rows):
         starts[r + 1] += starts[r]
     free = starts[:rows].copy()
-    columns = np.empty(len(row), np.int32)
+    columns = np.empty(len(row), np.int64)
     i = 0
     for column in range(len(hits)):
         for _ in range(hits[column]):
-            r = row[i]
-            if free[r] == starts[r] or columns[free[r] - 1] != column:
-                columns[free[r]] = column
-                free[r] += 1
+            r = np.uint64(row[i])
+            columns[np.uint64(free[r])] = column
+            free[r] += 1
             i += 1
     to_row, to_column = np.empty(len(row), np.int64), np.empty(len(row), np.int64)
     n = 0
     for r in range(rows):
+        before = -1
         for k in range(starts[r], free[r]):
             to_row[n], to_column[n] = r, columns[k]
-            n += 1
+            n += columns[k] != before
+            before = columns[k]
     return to_row[:n], to_column[:n]
 
 
@@ -95,7 +97,8 @@ def scores(row: ndarray, column: ndarray, threshold: ndarray, shift: ndarray) ->
     """threshold[column] + shift[row, column]."""
     out = np.empty(len(row), np.float32)
     for i in range(len(row)):
-        out[i] = threshold[column[i]] + shift[row[i], column[i]]
+        r, c = np.uint64(row[i]), np.uint64(column[i])
+        out[i] = threshold[c] + shift[r, c]
     return out
 
 
@@ -106,7 +109,7 @@ def kept(row: ndarray, column: ndarray, u: ndarray, rate: ndarray, highest: ndar
     n = 0
     for i in range(len(row)):
         to_row[n], to_column[n] = row[i], column[i]
-        n += u[i] < rate[i] / highest[column[i]]
+        n += u[i] < rate[i] / highest[np.uint64(column[i])]
     return to_row[:n], to_column[:n]
 
 
