@@ -53,6 +53,10 @@ class ActivationStore:
         self._starts = np.concatenate([[0], np.cumsum([shard.rows for shard in self.manifest.shards])])
         self._split: dict[str, np.ndarray] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process gets: it opens the files itself, wherever it was started."""
+        return {**self.__dict__, "path": self.path.absolute(), "_maps": {}}
+
     def __len__(self) -> int:
         return self.manifest.rows
 

@@ -10,10 +10,10 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from sasa_theory.models.base import SparseModel
 from sasa_theory.models.normaliser import NormalisedModel
 from sasa_theory.training.settings import TrainSettings
 from sasa_theory.training.trainer import LOG, STATE, Trainer
-from synthetic.errors import LabError
+from synthetic.errors import Interrupted, LabError
 from synthetic.registry import load_plugin, loaded_plugins
 from synthetic.source import Dataset
 
@@ -123,24 +123,53 @@ def fit_all(
 ) -> list[Run]:
     """Every job's run, in order; on a CPU several at a time, one thread each (small models gain little from more).
 
-    workers  processes (default: the CPU's cores, 1 on a GPU). Raises what `fit` raises; finished runs are kept.
+    workers  processes (default: as many as joblib's backend has, 1 on a GPU). Inside joblib.parallel_config(
+             backend="dask") the jobs go to the workers of a Dask cluster; `out`, and a store, must then be a directory
+             that all its machines share.
+
+    Raises what `fit` raises, with the run's directory, and LabError when a worker dies or its runs cannot be seen here;
+    finished runs are kept.
     """
     # a job given twice is one run
     places = {directory(dataset, job, out): job for job in jobs}
-    todo = [job for place, job in places.items() if not _record(place).get("finished")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = workers or (1 if device.startswith("cuda") else min(cores, len(todo)))
-    if workers > 1:
-        from joblib import Parallel, delayed
-
-        plugins = loaded_plugins()
-        tasks = (delayed(_train)(dataset, job, str(out), device, deadline, plugins) for job in todo)
-        done = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)(tasks)
-        for _ in tqdm(done, total=len(todo), desc=f"train {len(todo)} models -> {Path(out) / 'runs'}", disable=None):
-            pass
+    todo = {place: job for place, job in places.items() if not _record(place).get("finished")}
+    if not device.startswith("cuda") or (workers or 1) > 1:
+        _share(dataset, todo, device, deadline, workers)
     return [
         fit(dataset, j.architecture, j.settings, j.training, out=out, device=device, deadline=deadline) for j in jobs
     ]
+
+
+def _share(
+    dataset: Dataset, todo: Mapping[Path, Job], device: str, deadline: float | None, workers: int | None
+) -> None:
+    """Train each directory's job in joblib's workers; nothing happens where there is only one of either."""
+    if len(todo) <= 1 or workers == 1:
+        return
+    from joblib import Parallel, delayed, effective_n_jobs
+
+    # another machine's monotonic clock began at another time
+    until = None if deadline is None else time.time() + deadline - time.monotonic()
+    plugins = loaded_plugins()
+    tasks = (delayed(_train)(dataset, job, place.absolute(), device, until, plugins) for place, job in todo.items())
+    runs = next(iter(todo)).parent
+    try:
+        workers = workers or min(effective_n_jobs(-1), len(todo))
+        if workers == 1:
+            return
+        done = Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)(tasks)
+        for _ in tqdm(done, total=len(todo), desc=f"train {len(todo)} models -> {runs}", disable=None):
+            pass
+    except LabError as error:
+        raise error from None  # without the worker's traceback
+    except Exception as error:
+        # a pool whose process died, Dask's word for a worker that did, a cluster without any
+        if isinstance(error, BrokenExecutor | TimeoutError) or type(error).__module__.startswith("distributed"):
+            raise LabError(f"workers were lost: {error} Finished runs are kept; call again for the others") from error
+        raise
+    for place in todo:
+        if not _record(place).get("finished"):
+            raise LabError(f"a worker has trained {place}, but it is not there; give an out that all machines share")
 
 
 def load(place: str | Path, device: str = "cpu") -> Run:
@@ -153,14 +182,28 @@ def load(place: str | Path, device: str = "cpu") -> Run:
     return Run(place, saelens.load(place).to(device), log, float(record["seconds"]))
 
 
-def _train(dataset: Dataset, job: Job, out: str, device: str, deadline: float | None, plugins: Sequence[str]) -> None:
-    """One job in a worker process."""
+def _train(dataset: Dataset, job: Job, place: Path, device: str, until: float | None, plugins: Sequence[str]) -> None:
+    """One job in a worker process, up to the time `until` of the wall clock."""
     torch.set_num_threads(1)
     for plugin in plugins:
         load_plugin(plugin)
-    fit(
-        dataset, job.architecture, job.settings, job.training, out=out, device=device, deadline=deadline, progress=False
-    )
+    deadline = None if until is None else time.monotonic() + until - time.time()
+    out = place.parent.parent
+    try:
+        fit(
+            dataset,
+            job.architecture,
+            job.settings,
+            job.training,
+            out=out,
+            device=device,
+            deadline=deadline,
+            progress=False,
+        )
+    except Interrupted:  # names the directory itself
+        raise
+    except LabError as error:
+        raise type(error)(f"{job.architecture} in {place}: {error}") from None
 
 
 def _made_on(device: str) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def test_two_processes_do_not_train_one_run(tmp_path):
 
 def test_a_job_given_twice_is_one_run(tmp_path, monkeypatch):
     """Two workers on one run would fight for its lock; one job left to do needs no workers at all."""
-    monkeypatch.setattr(shared.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(joblib, "effective_n_jobs", lambda _: 2)
     monkeypatch.setattr(joblib, "Parallel", None)
     job = Job("topk", SETTINGS, SHORT)
     first, second = fit_all(World.from_spec("smoke"), [job, job], out=tmp_path)
