@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -400,6 +401,17 @@ def test_bad_requests_are_usage_errors(tmp_path):
     one = write_store(tmp_path / "one", [1], 3)
     with pytest.raises(UsageError, match="too few"):
         one.split("eval")
+
+
+def test_a_store_sent_to_another_process_takes_its_place_along_and_not_its_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_store("store", [5000], 64, shard_rows=5000)
+    store = ActivationStore("store")
+    rows = store.rows(np.arange(10))
+    sent = pickle.dumps(store)
+    assert len(sent) < rows.nbytes * 100  # 500 times as many are open here
+    monkeypatch.chdir("/")
+    assert torch.equal(pickle.loads(sent).rows(np.arange(10)), rows)
 
 
 def test_fingerprints_tell_stores_apart(tmp_path):
