@@ -1,0 +1,234 @@
+"""E2: how many units does a feature of dimension d take, d = 1 ... 16, in fourteen dictionaries at matched budgets?
+
+Worlds, budgets, dictionaries and their tuning stand in `splitting_recipe`, the measures in `splitting_measures`. What a
+reader should know:
+
+- At the published budget (64 active columns, 4 features) part A forces nothing: 64 >= 16, so A2 and A3 are void, and a
+  basis of every feature fits into the dictionary (sum d_i is 6.5 columns a feature, the dictionary has 16). Splitting
+  seen there is a choice of training. So it is on the reduced world (32 active columns, 2 features). With as many active
+  columns as features are on ("units") A3 binds for every larger d; its ceiling is drawn.
+- A basis of a feature takes d atoms of codes that may be negative, and 2 d of codes that may not.
+- 16 columns a feature are also a cap: a law that is exponential up to d = 16 does not fit into the dictionary, so an
+  "exponential" can be decided only as far as that cap lets it.
+- The published rule of counting is inflated where subspaces overlap; see the row of the planted truth, and the count by
+  excess energy beside it.
+- Only features whose recovered energy is at least one half are counted, as published: the share of these is given, for
+  a dictionary that drops the large features looks frugal.
+- SASA and the featurizers have a group of 16 columns for each feature that is on, under all budgets; a group that holds
+  a feature of dimension 1 pays for 16 coefficients in L0 and in bits.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from figures.registry import Context, Figure, figures
+from figures.splitting_draw import draw
+from figures.splitting_measures import Effort, ceiling, measure, references
+from figures.splitting_recipe import (
+    BUDGETS,
+    COEFFICIENT_BITS,
+    DIMS,
+    ENERGIES,
+    MODELS,
+    RANK,
+    VECTORS,
+    Size,
+    job,
+    published_job,
+    recipe,
+)
+from figures.splitting_tables import findings, tables
+from sasa_theory.bounds import atom_floor
+from sasa_theory.files import read_json, write_json
+from sasa_theory.statistics import Line, growth_law
+from sasa_theory.training import Job, Run, fit_all
+from synthetic import World
+from synthetic.errors import DataError, Interrupted
+
+#: "published" is no matched budget: the settings of the published code as they are
+PUBLISHED = "published"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a profile runs: its size, which (energy, budget) cells, how closely each model is looked at."""
+
+    size: Size
+    cells: tuple[tuple[str, str], ...]
+    effort: Effort
+    reference_rows: int
+
+
+CASES = tuple((k, eps) for eps in (0.5, 0.3) for k in (1, 2, 4, 8))
+BOTH = tuple((energy, "columns") for energy in ENERGIES)
+STUDIES = {
+    "quick": Study(
+        Size("splitting-192", 96, 4, 1, 300, 256),
+        (("total", "columns"),),
+        Effort(rows=6000, alone=100, cases=CASES[:4], covered=1, points=100, candidates=128),
+        4000,
+    ),
+    "standard": Study(
+        Size("splitting-192", 192, 8, 2, 800, 256),
+        (*BOTH, ("total", "bits"), ("total", "units")),
+        Effort(rows=20_000, alone=200, cases=CASES, covered=2, points=200, candidates=192),
+        16_000,
+    ),
+    "paper": Study(
+        Size("splitting", 768, 32, 4, 8000, 2048),
+        tuple((energy, budget) for energy in ENERGIES for budget in (*BUDGETS, PUBLISHED)),
+        Effort(rows=60_000, alone=500, cases=CASES, covered=4, points=500, candidates=512),
+        60_000,
+    ),
+}
+
+
+def run(context: Context) -> dict[str, Any]:
+    """Train every dictionary, measure each, fit the growth laws (module docstring)."""
+    study = STUDIES[context.profile]
+    size = study.size
+    results: dict[str, dict[str, Any]] = {}
+    yardsticks: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    ran = []
+    for energy, budget in study.cells:
+        world = size.world(energy)
+        names = VECTORS if budget in ("bits", "units") else MODELS
+        cells = [(name, seed) for name in names for seed in context.seeds]
+        jobs = [_job(name, size, budget, seed) for name, seed in cells]
+        runs = fit_all(world, jobs, out=context.out, device=context.device, deadline=context.deadline)
+        here: dict[str, list[dict[str, Any]]] = {}
+        for (name, seed), trained, got in zip(cells, runs, _measured(world, runs, study, context), strict=True):
+            here.setdefault(name, []).append({**got, "seed": seed, "settled": _settled(trained)})
+            ran.append({"energy": energy, "budget": budget, "model": name, "seed": seed, "run": trained.directory.name})
+        results.setdefault(energy, {})[budget] = here
+        if energy not in yardsticks:
+            yardsticks[energy] = {}
+            for seed in context.seeds:
+                _stop_in_time(context)
+                made = references(world, size.columns, study.reference_rows, seed)
+                for name, (model, own) in made.items():
+                    yardsticks[energy].setdefault(name, []).append(measure(model, own, study.effort, seed))
+    numbers = {
+        "dims": list(DIMS),
+        "columns": size.columns,
+        "active": {budget: size.budget(budget) for budget in BUDGETS},
+        "cases": [list(case) for case in study.effort.cases],
+        "results": results,
+        "references": yardsticks,
+        "laws": _laws(results, yardsticks, np.random.default_rng(context.seeds[0])),
+        "floors": [[atom_floor(d, k, eps) for d in DIMS] for k, eps in study.effort.cases],
+        "ceilings": {budget: [ceiling(size.columns, size.budget(budget), d) for d in DIMS] for budget in BUDGETS},
+    }
+    return {
+        "numbers": numbers,
+        "tables": tables(numbers),
+        "findings": findings(numbers, decided=context.profile != "quick"),
+        "settings": {
+            "world": size.world("total").spec(),
+            "size": asdict(size),
+            "effort": asdict(study.effort),
+            "group rank": RANK,
+            "bits a coefficient": COEFFICIENT_BITS,
+            "recipe": {key: recipe()[key] for key in ("size", "seed", "chosen", "nuclear")},
+            "runs": ran,
+        },
+    }
+
+
+def _job(name: str, size: Size, budget: str, seed: int) -> Job:
+    return published_job(name, size, seed) if budget == PUBLISHED else job(name, size, budget, seed)
+
+
+def _measured(world: World, runs: list[Run], study: Study, context: Context) -> Iterable[dict[str, Any]]:
+    """The measures of every run, in order; on a CPU two at a time. Each is kept beside its run."""
+    if context.device.startswith("cuda"):
+        return [_measure_run(world, one, study.effort, context.deadline) for one in runs]
+    from joblib import Parallel, delayed
+
+    tasks: Iterator[Any] = (delayed(_measure_run)(world, one, study.effort, context.deadline) for one in runs)
+    done: list[dict[str, Any]] = Parallel(n_jobs=-1)(tasks)
+    return done
+
+
+def _measure_run(world: World, trained: Run, effort: Effort, deadline: float | None) -> dict[str, Any]:
+    """The measures of one run, from the file beside it where they were taken with this effort already."""
+    if deadline is not None and time.monotonic() > deadline:
+        raise Interrupted("time is up; the same command goes on from the runs measured so far")
+    file = trained.directory / "splitting.json"
+    asked = {"effort": {**asdict(effort), "cases": [list(case) for case in effort.cases]}, "version": 1}
+    if file.exists() and (kept := read_json(file)) and kept["asked"] == asked:
+        got: dict[str, Any] = kept["measured"]
+        return got
+    torch.set_num_threads(1)
+    got = measure(trained.model, world, effort, 0)
+    write_json(file, {"asked": asked, "measured": got})
+    return got
+
+
+def _stop_in_time(context: Context) -> None:
+    if context.deadline is not None and time.monotonic() > context.deadline:
+        raise Interrupted("time is up; the same command goes on from the runs measured so far")
+
+
+def _settled(trained: Run) -> float:
+    """Unexplained variance at the end over that where the learning rate began to fall: near 1 at a plateau."""
+    left = [1 - line["explained_variance_raw"] for line in trained.log if "explained_variance_raw" in line]
+    before = left[max(0, int(0.7 * len(left)) - 4) : int(0.7 * len(left)) + 1]
+    return float(np.mean(left[-3:]) / max(1e-12, np.mean(before))) if before else 1.0
+
+
+def _laws(
+    results: dict[str, Any], yardsticks: dict[str, Any], rng: np.random.Generator
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """{energy}: {budget}: {model}: {quantity}: the decision (D4) over d >= 2 and all seeds."""
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for energy, budgets in results.items():
+        everything = {**budgets, "references": yardsticks[energy]}
+        out[energy] = {
+            budget: {
+                name: {quantity: _law(seeds, quantity, rng) for quantity in ("units", "excess_units")}
+                for name, seeds in models.items()
+            }
+            for budget, models in everything.items()
+        }
+    return out
+
+
+def _law(seeds: list[dict[str, Any]], quantity: str, rng: np.random.Generator) -> dict[str, Any]:
+    """Both laws of the mean count at each d >= 2 (d = 1 is a ray: one unit, whatever the dictionary)."""
+    pairs = [(d, n) for one in seeds for d, n in zip(DIMS, one[quantity], strict=True) if d > 1 and n]
+    d, n = (np.array(column, dtype=float) for column in zip(*pairs, strict=True)) if pairs else (np.empty(0),) * 2
+    try:
+        found = growth_law(d, n, rng=rng)
+    except DataError as error:
+        return {"decision": "undecided", "reason": str(error)}
+
+    def line(law: Line) -> dict[str, float]:
+        return {"intercept": law.intercept, "slope": law.slope, "low": law.low, "high": law.high}
+
+    numbers = {"difference": found.difference, "lead": found.lead}
+    if not all(math.isfinite(v) for v in numbers.values()):
+        return {"decision": "undecided", "reason": "no finite likelihood"}
+    return {
+        "decision": found.decision,
+        **numbers,
+        "exponential": line(found.exponential),
+        "polynomial": line(found.polynomial),
+    }
+
+
+figures.register("splitting")(
+    Figure(
+        name="splitting",
+        title="E2: units per feature against its dimension, fourteen dictionaries at matched budgets",
+        run=run,
+        draw=draw,
+        budget={"quick": 60.0, "standard": 20 * 60.0, "paper": 6 * 3600.0},
+    )
+)

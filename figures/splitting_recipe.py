@@ -1,0 +1,248 @@
+"""What figure E2 trains: its worlds, budgets, dictionaries, and the search for their learning rates.
+
+    python -m figures.splitting_recipe --out results      runs the grid and rewrites splitting_recipe.json
+
+Budgets, for dictionaries of single columns against s groups of 16, s as many as features are on (4 as published):
+    "columns"   as many active columns, 16 s
+    "bits"      as many bits a row: log2 C(n, active) to say which units are on, and COEFFICIENT_BITS a coefficient
+    "units"     as many active units, s: here alone part A binds, because one feature has at most s atoms on a row
+Group dictionaries have s groups of 16 in all three. A coefficient costs 1/2 log2(signal / noise) bits, the fewest that
+keep its rounding below the noise.
+
+The world for two cores is a quarter of the published one: R^192 for R^768, 64 features for 256, 1,024 columns for
+4,096. Two features are on, with 32 active columns: with all four the 64 columns would be a third of R^192, and its
+principal directions alone would explain two thirds.
+
+The grid crosses the learning rate with the sparsity (the three budgets) for every architecture alike; SASA's nuclear
+coefficient is a grid of its own. The choice is the smallest held-out unexplained variance among runs within 15 % of
+the budget's L0 (else the run nearest to it); the nuclear coefficient is the largest one that leaves at most PRICE times
+the best one's. Planted truth plays no part in it, and the search's seed is none of the figure's. Energy "total" only.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib.resources
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sasa_theory.bounds import log_binomial
+from sasa_theory.evaluation import ExplainedVariance, Sparsity
+from sasa_theory.evaluation import run as measure
+from sasa_theory.files import write_json
+from sasa_theory.training import Job, TrainSettings, fit_all
+from synthetic import World
+from synthetic.errors import LabError, UsageError
+
+DIMS = (1, 2, 3, 4, 6, 8, 12, 16)
+ENERGIES = ("total", "per_dim")
+RANK, NOISE = 16, 0.01
+COEFFICIENT_BITS = math.log2(1 / NOISE) / 2
+BUDGETS = ("columns", "bits", "units")
+#: codes of either sign; the others take two opposite atoms for a direction
+SIGNED = ("abstopk",)
+VECTORS = ("relu", "topk", "abstopk", "batchtopk", "jumprelu", "gated", "matryoshka")
+#: SASA with the tuned nuclear coefficient and with 0, each with and without the revival of silent groups
+SASAS = {
+    "sasa": ("tuned", True),
+    "sasa, coefficient 0": ("zero", True),
+    "sasa, no revival": ("tuned", False),
+    "sasa, as published": ("zero", False),
+}
+BLOCKS = ("bsf", "grassmannian", "grouplasso")
+MODELS = (*VECTORS, *SASAS, *BLOCKS)
+#: steered by a penalty; the others are told how many units may be on
+PENALISED = ("relu", "jumprelu", "gated", "grouplasso")
+PUBLISHED_COEFFICIENTS = {"relu": 0.03, "gated": 0.06, "jumprelu": 1.0}
+
+SEED = 100
+RATES = (1e-3, 3e-3, 1e-2)
+#: shares of the upper edge of C6's window for the weakest directions (d = 16, energy "total")
+NUCLEAR = (0.1, 0.3, 0.8)
+PRICE = 1.05
+
+
+@dataclass(frozen=True)
+class Size:
+    """A world and a length of training.
+
+    spec    a shipped world.      width, count, active   its width, features of each dimension, features on in a row.
+    """
+
+    spec: str
+    width: int
+    count: int
+    active: int
+    steps: int
+    batch: int
+
+    @property
+    def features(self) -> int:
+        return self.count * len(DIMS)
+
+    @property
+    def columns(self) -> int:
+        """16 for each feature, as published (4,096 for 256)."""
+        return RANK * self.features
+
+    @property
+    def window(self) -> float:
+        """C6: below this coefficient the weakest directions stay, lam / 2 < rate / 16 (a feature's energy is 1)."""
+        return 2 * self.active / self.features / max(DIMS)
+
+    def world(self, energy: str) -> World:
+        """The world, with equal energy of every feature ("total") or of every direction ("per_dim").
+
+        E||x||^2 = 1.01 times the features on, in both: without a common scale one coefficient would mean two penalties.
+        """
+        spec = World.from_spec(self.spec).spec()
+        changed = {
+            "width": self.width,
+            "features": [{**group, "count": self.count} for group in spec["features"]],
+            "energy_mode": energy,
+            "energy": self.active * (1 + NOISE),
+            "support": {"law": "exact", "active": self.active},
+        }
+        return World.from_spec({**spec, **changed})
+
+    def budget(self, name: str) -> int:
+        """Active columns of a dictionary of single columns under a budget."""
+        if name == "columns":
+            return self.active * RANK
+        if name == "units":
+            return self.active
+        if name != "bits":
+            raise UsageError(f"budget is {name!r}; expected one of {', '.join(BUDGETS)}")
+        most = description_bits(self.features, self.active, self.active * RANK)
+        return max(k for k in range(1, self.active * RANK + 1) if description_bits(self.columns, k, k) <= most)
+
+
+#: the search trains on the world of the standard profile
+SEARCH = Size("splitting-192", 192, 8, 2, 800, 256)
+
+
+def description_bits(units: int, active: float, coefficients: float, each: float = COEFFICIENT_BITS) -> float:
+    """Bits of a row's code: log2 C(units, active), the rounded mean, and `each` a coefficient."""
+    return log_binomial(units, round(active)) / math.log(2) + each * coefficients
+
+
+def model_settings(model: str, size: Size, budget: str, nuclear: float = 0.0) -> tuple[str, dict[str, Any]]:
+    """Architecture and settings of one of `MODELS`; `nuclear` the tuned SASAs' share of C6's window."""
+    if model in SASAS:
+        tuned, revived = SASAS[model]
+        groups = {"n_groups": size.features, "group_rank": RANK, "active_groups": size.active}
+        lam = nuclear * size.window if tuned == "tuned" else 0.0
+        return "sasa", {**groups, "nuclear": lam, "aux_groups": size.active * revived}
+    if model in BLOCKS:
+        blocks = {"n_groups": size.features, "group_rank": RANK, "aux_groups": size.active}
+        gate = {"target_l0": float(size.active * RANK)} if model in PENALISED else {"active_groups": size.active}
+        return model, {**blocks, **gate}
+    active = size.budget(budget)
+    gate = {"target_l0": float(active)} if model in PENALISED else {"active_latents": active}
+    return model, {"n_latents": size.columns, "aux_latents": active, **gate}
+
+
+def train_settings(size: Size, seed: int, lr: float) -> TrainSettings:
+    """What all have in common."""
+    return TrainSettings(
+        steps=size.steps,
+        batch_size=size.batch,
+        lr=lr,
+        decay_fraction=0.3,
+        dead_window=30 * size.batch,
+        penalty_warmup_steps=size.steps // 4,
+        log_every=max(1, size.steps // 40),
+        checkpoint_every=10_000,
+        seed=seed,
+    )
+
+
+@functools.cache
+def recipe() -> dict[str, Any]:
+    """The tracked result of the search: {"chosen": {budget: {model: lr}}, "nuclear": float, "grid": [...]}."""
+    file = importlib.resources.files("figures") / "splitting_recipe.json"
+    if not file.is_file():
+        raise LabError(f"{file} is missing; make it with: python -m figures.splitting_recipe")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def job(model: str, size: Size, budget: str, seed: int) -> Job:
+    """The tuned run of a model under a budget; every SASA takes the learning rate of the tuned one."""
+    found = recipe()
+    lr = found["chosen"][budget]["sasa" if model in SASAS else model]
+    architecture, settings = model_settings(model, size, budget, found["nuclear"])
+    return Job(architecture, settings, train_settings(size, seed, lr))
+
+
+def published_job(model: str, size: Size, seed: int) -> Job:
+    """As the published code: Adam at 1e-3, its l1 coefficients, no revival, nuclear coefficient 0."""
+    architecture, settings = model_settings(model, size, "columns")
+    if model in PUBLISHED_COEFFICIENTS:
+        settings |= {"target_l0": None, "coefficient": PUBLISHED_COEFFICIENTS[model]}
+    settings |= {name: 0 for name in settings if name.startswith("aux_")}
+    training = dataclasses.replace(train_settings(size, seed, 1e-3), penalty_warmup_steps=0)
+    return Job(architecture, settings, training)
+
+
+def search(out: Path) -> dict[str, Any]:
+    """Run the grid and choose (module docstring)."""
+    world = SEARCH.world("total")
+    cells: list[tuple[str, str, float, float]] = [
+        (budget, model, lr, 0.0) for budget in BUDGETS for model in VECTORS for lr in RATES
+    ]
+    cells += [("columns", model, lr, 0.0) for model in BLOCKS for lr in RATES]
+    cells += [("columns", "sasa", lr, nuclear) for lr in RATES for nuclear in NUCLEAR]
+    jobs = []
+    for budget, model, lr, nuclear in cells:
+        architecture, settings = model_settings(model, SEARCH, budget, nuclear)
+        jobs.append(Job(architecture, settings, train_settings(SEARCH, SEED, lr)))
+    grid: list[dict[str, Any]] = []
+    for (budget, model, lr, nuclear), run in zip(cells, fit_all(world, jobs, out=out), strict=True):
+        got = measure(run.model, world, 10_000, [ExplainedVariance(), Sparsity()])
+        grid.append(
+            {
+                "budget": budget,
+                "model": model,
+                "lr": lr,
+                "nuclear": nuclear,
+                "unexplained": 1 - got["explained_variance"].explained_variance,
+                "l0": got["l0"].l0,
+                "run": run.directory.name,
+            }
+        )
+    return {"size": dataclasses.asdict(SEARCH), "seed": SEED, **choose(grid), "grid": grid}
+
+
+def choose(grid: list[dict[str, Any]]) -> dict[str, Any]:
+    """The learning rate of every model under every budget, and SASA's nuclear coefficient."""
+    groups = SEARCH.budget("columns")
+    best = {lam: _best([c for c in grid if c["model"] == "sasa" and c["nuclear"] == lam], groups) for lam in NUCLEAR}
+    least = min(cell["unexplained"] for cell in best.values())
+    nuclear = max(lam for lam, cell in best.items() if cell["unexplained"] <= PRICE * least)
+    chosen: dict[str, dict[str, float]] = {budget: {} for budget in BUDGETS}
+    for budget, model in itertools.product(BUDGETS, (*VECTORS, *BLOCKS, "sasa")):
+        grouped = model not in VECTORS
+        cells = [c for c in grid if c["model"] == model and c["budget"] == ("columns" if grouped else budget)]
+        target = groups if grouped else SEARCH.budget(budget)
+        cell = best[nuclear] if model == "sasa" else _best(cells, target)
+        chosen[budget][model] = cell["lr"]
+    return {"chosen": chosen, "nuclear": nuclear}
+
+
+def _best(cells: Sequence[Mapping[str, Any]], target: float) -> Mapping[str, Any]:
+    """The least unexplained cell within 15 % of the target L0, else the one nearest to it."""
+    matched = [cell for cell in cells if abs(cell["l0"] / target - 1) <= 0.15]
+    if matched:
+        return min(matched, key=lambda cell: cell["unexplained"])
+    return min(cells, key=lambda cell: abs(math.log(max(cell["l0"], 1e-3) / target)))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    write_json(Path(__file__).with_name("splitting_recipe.json"), search(parser.parse_args().out))
