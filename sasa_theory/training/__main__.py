@@ -6,7 +6,8 @@ The file says what `sasa-lab train` takes as options:
      "device": "cpu" or "cuda", "plugins": [FILE, ...]}
 
 `out` becomes the checkpoint directory; a stopped run there goes on, with as many processes as before. Every process
-reads a stream of its own, and training.batch_size is that of one process. `python -m` alone runs one process.
+reads a stream of its own, and training.batch_size is that of one process; the weights are those of one process on all
+these batches. The log's losses are of the first one's rows. `python -m` alone runs one process.
 """
 
 import dataclasses
