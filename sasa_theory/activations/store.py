@@ -24,6 +24,7 @@ from sasa_theory.activations.layout import (
 )
 from synthetic.errors import DataError, UsageError, unknown
 from synthetic.source import State
+from synthetic.stream import one_thread
 
 #: one context in this many is for "eval"
 EVAL_EVERY = 20
@@ -194,7 +195,8 @@ class StoreStream:
         return self
 
     def __next__(self) -> "Float[Tensor, 'size D']":
-        x = self.store.rows(self.next_rows())
+        with one_thread():
+            x = self.store.rows(self.next_rows())
         return x if self.device.type == "cpu" else x.pin_memory().to(self.device, non_blocking=True)
 
     def next_rows(self) -> "Int[np.ndarray, ' size']":
