@@ -69,13 +69,13 @@ CASES = tuple((k, eps) for eps in (0.5, 0.3) for k in (1, 2, 4, 8))
 BOTH = tuple((energy, "columns") for energy in ENERGIES)
 STUDIES = {
     "quick": Study(
-        Size("splitting-192", 96, 4, 1, 300, 256),
+        Size("splitting-192", 96, 4, 1, 400, 256),
         (("total", "columns"),),
         Effort(rows=6000, alone=100, cases=CASES[:4], covered=1, points=100, candidates=128),
         4000,
     ),
     "standard": Study(
-        Size("splitting-192", 192, 8, 2, 800, 256),
+        Size("splitting-192", 192, 8, 2, 1600, 256),
         (*BOTH, ("total", "bits"), ("total", "units")),
         Effort(rows=20_000, alone=200, cases=CASES, covered=2, points=200, candidates=192),
         16_000,
