@@ -317,8 +317,9 @@ class Moebius(Parametric):
 
     def embed(self, theta: "Float[Tensor, 'n 2']") -> "Float[Tensor, 'n 3']":
         u, s = theta.unbind(dim=1)
-        radius = 1 + s * (u / 2).cos()
-        return torch.stack((radius * u.cos(), radius * u.sin(), s * (u / 2).sin()), dim=1)
+        half = u / 2
+        radius = 1 + s * half.cos()
+        return torch.stack((radius * u.cos(), radius * u.sin(), s * half.sin()), dim=1)
 
 
 @manifolds.register("swiss_roll")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,8 +16,14 @@ def test_batches_are_read_on_one_thread(tmp_path: Path, monkeypatch: pytest.Monk
         writer.finish()
     store = ActivationStore(tmp_path / "store")
     stream, twin = store.batches(30), store.batches(30)
-    inside, rows = [], store.rows
-    monkeypatch.setattr(store, "rows", lambda index: inside.append(torch.get_num_threads()) or rows(index))
+    inside: list[int] = []
+    rows = store.rows
+
+    def spied(index: np.ndarray) -> torch.Tensor:
+        inside.append(torch.get_num_threads())
+        return rows(index)
+
+    monkeypatch.setattr(store, "rows", spied)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
