@@ -67,7 +67,8 @@ def _picture(numbers: dict[str, Any], budget: str) -> Any:
             ax.minorticks_off()
             ax.grid(alpha=0.25)
             named |= {text: line for line, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-    picture.legend(named.values(), named.keys(), loc="outside lower center", ncols=3 * len(energies), fontsize=9, frameon=False)
+    place = {"loc": "outside lower center", "ncols": 3 * len(energies), "fontsize": 9, "frameon": False}
+    picture.legend(named.values(), named.keys(), **place)
     active = numbers["active"].get(budget)
     picture.suptitle(f"Budget: {budget}" + (f", {active} active columns of {numbers['columns']:,}" if active else ""))
     return picture
