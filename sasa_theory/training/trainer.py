@@ -154,9 +154,10 @@ class Trainer:
         else:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
                 loss = model.loss(z, dead, scale)
+        total = parallel.mean(loss.total)  # so that all processes end at one step
         if self.watch is not None:
-            self.watch.observe(loss.total)
-        elif not bool(torch.isfinite(loss.total)):  # before the weights see it, while the batch is at hand
+            self.watch.observe(total)
+        elif not bool(torch.isfinite(total)):  # before the weights see it, while the batch is at hand
             require_rows(x, model.width_in, f"batch {self.step}")
             raise DataError(f"the loss is not finite at step {self.step} though the data are; lower the learning rate")
         if self.compiled is not None:

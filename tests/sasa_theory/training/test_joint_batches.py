@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sasa_theory import parallel
 from sasa_theory.models import build
 from sasa_theory.training import Trainer, TrainSettings
+from synthetic.errors import DataError
 
 PROCESSES, SIZE, STEPS, WIDTH = 2, 32, 6, 12
 GROUPS = {"n_groups": 48, "group_rank": 2, "active_groups": 2}
@@ -45,11 +46,11 @@ SETTINGS = {
 }
 
 
-def trained(name: str, path: str, batches: list[torch.Tensor], size: int) -> Trainer:
+def trained(name: str, path: str, batches: list[torch.Tensor], size: int, **changes: Any) -> Trainer:
     """A run to its end."""
     architecture, settings = MODELS[name]
     model = build(architecture, width_in=WIDTH, **settings)
-    run = Trainer(model, iter(batches), TrainSettings(**{**SETTINGS, "batch_size": size}), progress=False)
+    run = Trainer(model, iter(batches), TrainSettings(**{**SETTINGS, "batch_size": size, **changes}), progress=False)
     assert (run.compiled is not None) >= (path == "compiled")
     if path == "plain":
         run.compiled = None
@@ -82,7 +83,15 @@ def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
     halves = [x.chunk(PROCESSES)[rank] for x in rows()]
-    torch.save({case: end(trained(*case, halves, SIZE)) for case in CASES}, folder / f"rank{rank}.pt")
+    ends: dict[Any, Any] = {case: end(trained(*case, halves, SIZE)) for case in CASES}
+    late = [half.clone() for _ in range(5) for half in halves]
+    if rank == 1:
+        late[-3][5, 0] = torch.nan
+    try:  # the start looks at 1024 rows of all, 16 batches of each
+        trained("topk", "compiled", late, SIZE, steps=len(late), normalise="none", initialise="random")
+    except DataError as error:
+        ends["error"] = str(error)
+    torch.save(ends, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -117,6 +126,14 @@ def test_two_processes_are_one_on_the_joint_batch(both, case):
     for key, value in whole["gradients"].items():
         assert torch.equal(first["gradients"][key], second["gradients"][key]), key
         assert (first["gradients"][key] - value).norm() < 1e-6 * value.norm(), key
+
+
+@pytest.mark.slow
+def test_both_processes_end_when_one_meets_nan(both):
+    """Neither waits for the other, and the one whose data it is says so."""
+    at = 5 * STEPS - 3
+    assert f"the loss is not finite at step {at}" in both[0]["error"]
+    assert f"batch {at} holds NaN or Inf (first at row 5)" in both[1]["error"]
 
 
 @pytest.mark.parametrize("name", list(MODELS)[-4:])
