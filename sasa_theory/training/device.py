@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sasa_theory import parallel
 from synthetic.errors import UsageError
 
 
@@ -31,9 +30,8 @@ class LossWatch:
 
     @torch.no_grad()
     def observe(self, loss: "Float[Tensor, '']") -> None:
-        """Take note of one step's loss, on whichever process it was bad."""
-        bad = parallel.any_process(loss.isfinite().logical_not())
-        self._bad.copy_(torch.maximum(self._bad, bad.float()))
+        """Take note of one step's loss (the mean over processes, so that all stop)."""
+        self._bad.copy_(torch.maximum(self._bad, loss.isfinite().logical_not().float()))
 
     def failed(self) -> bool:
         """Whether a loss since the start was not finite."""
