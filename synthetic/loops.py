@@ -93,13 +93,24 @@ def cells(row: ndarray, hits: ndarray, rows: int) -> tuple[ndarray, ndarray]:
 
 
 @exact
-def scores(row: ndarray, column: ndarray, threshold: ndarray, shift: ndarray) -> ndarray:
-    """threshold[column] + shift[row, column]."""
-    out = np.empty(len(row), np.float32)
+def hopeful(
+    row: ndarray, column: ndarray, u: ndarray, threshold: ndarray, shift: ndarray, highest: ndarray, bound: ndarray
+) -> tuple[ndarray, ndarray, ndarray, ndarray]:
+    """(row, column, u, score) of the cells with u highest[column] < bound; score = threshold[column] + shift[cell].
+
+    `bound` is at least Phi on each of its cells [k, k + 1) / 64 - 8, the first and the last without end: most cells
+    are turned away without a Phi of their own.
+    """
+    to_row, to_column = np.empty(len(row), np.int64), np.empty(len(row), np.int64)
+    to_u, score = np.empty(len(row), np.float32), np.empty(len(row), np.float32)
+    n, last = 0, np.float32(len(bound) - 1)
     for i in range(len(row)):
         r, c = np.uint64(row[i]), np.uint64(column[i])
-        out[i] = threshold[c] + shift[r, c]
-    return out
+        value = threshold[c] + shift[r, c]
+        cell = np.uint64(min(max((value + np.float32(8)) * np.float32(64), np.float32(0)), last))  # value may be Inf
+        to_row[n], to_column[n], to_u[n], score[n] = row[i], column[i], u[i], value
+        n += u[i] * highest[c] < bound[cell]
+    return to_row[:n], to_column[:n], to_u[:n], score[:n]
 
 
 @exact
@@ -109,7 +120,7 @@ def kept(row: ndarray, column: ndarray, u: ndarray, rate: ndarray, highest: ndar
     n = 0
     for i in range(len(row)):
         to_row[n], to_column[n] = row[i], column[i]
-        n += u[i] < rate[i] / highest[np.uint64(column[i])]
+        n += u[i] < rate[i] / highest[column[i]]
     return to_row[:n], to_column[:n]
 
 

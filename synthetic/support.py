@@ -15,7 +15,7 @@ Work goes with the number of activations, not with rows times features (but for 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -167,13 +167,20 @@ class Support:
             shift = torch.mm(factors, slopes, out=shifts[: len(factors)])
             highest = torch.special.ndtr(threshold + shift.amax(dim=0))
             row, root = _cells(highest.double(), len(factors), generator)
-            cells = row.numpy(), root.numpy()
-            score = torch.from_numpy(loops.scores(*cells, threshold.numpy(), shift.numpy()))
-            chance, u = torch.special.ndtr(score), torch.rand(len(score), generator=generator)
-            kept = loops.kept(*cells, u.numpy(), chance.numpy(), highest.numpy())
+            cells = row.numpy(), root.numpy(), torch.rand(len(row), generator=generator).numpy()
+            *cells, score = loops.hopeful(*cells, threshold.numpy(), shift.numpy(), highest.numpy(), _above_phi())
+            chance = torch.special.ndtr(torch.from_numpy(score))
+            kept = loops.kept(*cells, chance.numpy(), highest.numpy())
             found.append((kept[0] + start, self._roots.numpy()[kept[1]]))
         row, root = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True))
         return row, root
+
+
+@cache
+def _above_phi() -> "Float[np.ndarray, ' m']":
+    """Phi at the upper end of every 64th of [-8, 8), and more by what float32 may err: (1 + erf) / 2 loses the tail."""
+    ends = torch.arange(1, 16 * 64 + 1, dtype=torch.float64) / 64 - 8
+    return (1.001 * torch.special.ndtr(ends) + 1e-6).float().numpy()
 
 
 def _cells(rates: "Float[Tensor, ' m']", rows: int, generator: torch.Generator) -> Pairs:

@@ -318,7 +318,7 @@ class World:
             coords[torch.from_numpy(child)] *= coords[torch.from_numpy(above[child])].norm(dim=1, keepdim=True)
 
     def _noise(self, n: int, generator: torch.Generator) -> Tensor | None:
-        return self._noise_std * torch.randn(n, self.width, generator=generator) if self._noise_std else None
+        return torch.randn(n, self.width, generator=generator).mul_(self._noise_std) if self._noise_std else None
 
     def _x(self, activations: Activations, noise: Tensor | None, device: "torch.device | str") -> Tensor:
         x = self._table(device).add_up(*(part.to(device) for part in activations.terms(self._table("cpu"))))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthetic import loops
-from synthetic.support import Support
+from synthetic.support import Support, _above_phi
 from synthetic.world import World, world_names
 
 
@@ -35,6 +35,25 @@ def test_cells_are_the_distinct_ones(seed: int, rows: int, hits: list[int]) -> N
     key = torch.unique(row * len(hits) + column)
     found = loops.cells(row.numpy(), np.array(hits), rows)
     assert np.array_equal(found[0] * len(hits) + found[1], key)
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**31), m=st.integers(1, 300), spread=st.floats(0.1, 12), peak=st.floats(-6, 9))
+def test_cells_that_are_turned_away_early_would_not_be_kept(seed: int, m: int, spread: float, peak: float) -> None:
+    """Also at scores beyond the table, an infinite one (rate 1), and a u that is just at the border."""
+    row, column = torch.arange(m), torch.arange(m) % 2
+    shift = (peak - spread * torch.rand(m, 2, generator=rng(seed))).float()
+    threshold = torch.tensor([0.25, torch.inf])
+    score = threshold[column] + shift[row, column]
+    highest = torch.special.ndtr(torch.stack([threshold[0] + shift[:, 0].max(), threshold[1]]))
+    chance = torch.special.ndtr(score) / highest[column]
+    u = torch.rand(m, generator=rng(seed + 1))
+    u[::3] = torch.nextafter(chance[::3], torch.tensor(0.0))
+    cells = row.numpy(), column.numpy(), u.numpy()
+    *left, found = loops.hopeful(*cells, threshold.numpy(), shift.numpy(), highest.numpy(), _above_phi())
+    assert np.array_equal(found, score[left[0]])
+    kept = loops.kept(*left, torch.special.ndtr(torch.from_numpy(found)).numpy(), highest.numpy())
+    assert np.array_equal(kept[0], (u < chance).nonzero()[:, 0])
 
 
 @settings(deadline=None)  # the first example compiles
