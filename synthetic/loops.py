@@ -107,7 +107,7 @@ def hopeful(
     for i in range(len(row)):
         r, c = np.uint64(row[i]), np.uint64(column[i])
         value = threshold[c] + shift[r, c]
-        cell = np.uint64(min(max((value + np.float32(8)) * np.float32(64), np.float32(0)), last))  # value may be Inf
+        cell = np.int64(min(max((value + np.float32(8)) * np.float32(64), np.float32(0)), last))  # value may be Inf
         to_row[n], to_column[n], to_u[n], score[n] = row[i], column[i], u[i], value
         n += u[i] * highest[c] < bound[cell]
     return to_row[:n], to_column[:n], to_u[:n], score[:n]

@@ -191,8 +191,7 @@ class World:
         if not 0 <= feature < len(self.features):
             raise UsageError(f"feature {feature} does not exist; the world has features 0 to {len(self.features) - 1}")
         n, generator = _as_count(n), _as_generator(generator)
-        alone = torch.arange(n), torch.full((n,), feature)
-        return self._batch(self._draw(n, generator, alone), None, device)
+        return self._batch(self._draw(n, generator, (torch.arange(n), torch.full((n,), feature))), None, device)
 
     def statistics(self) -> WorldStatistics:
         """Coherence, load and energies of the planted features (computed once)."""
@@ -287,15 +286,12 @@ class World:
         theta = np.zeros((len(feature), self._parameters if truth else 0), np.float32)
         order, starts = loops.grouped(self._kind[feature], len(self._kinds))
         for kind, start, stop in zip(self._kinds, starts.tolist(), starts[1:].tolist(), strict=False):
-            if start == stop:
-                continue
-            where = order[start:stop]
-            if truth:
+            if start < stop and truth:
                 z, parameters = kind.sample(stop - start, generator)
-                loops.spread(parameters.numpy(), where, theta)
-            else:
-                z = kind.points(stop - start, generator)
-            loops.spread(z.numpy(), where, flat)
+                loops.spread(z.numpy(), order[start:stop], flat)
+                loops.spread(parameters.numpy(), order[start:stop], theta)
+            elif start < stop:
+                loops.spread(kind.points(stop - start, generator).numpy(), order[start:stop], flat)
         if self._magnitudes:
             self._magnitudes.scale(flat, feature, generator)
         if self.support.scale_children:
