@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-#: multiply-adds below which a loop is not worth a second thread: waking one costs what some fifty thousand take
-WORTH = 1 << 18
+#: multiply-adds below which a loop is not worth a second thread: waking one costs what half a million take
+WORTH = 1 << 20
 
 
 def split(

@@ -9,7 +9,6 @@ does not know which path made it.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +61,7 @@ class CompiledStep:
             and model.W_enc.T.is_contiguous()
             and model.W_dec.is_contiguous()
             and type(optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+            and len(optimizer.param_groups) == 1
         )
         return cls(model, form, optimizer) if usable and form is not None else None
 
@@ -198,24 +198,22 @@ class CompiledStep:
         share = 1.0
         if clip_norm is not None:
             share = min(1.0, clip_norm / (self._norm(given) + 1e-6))
-        settings = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
-        state = {id(p): self._moments(p, share, settings[id(p)]) for p in given}
-        rate, *moments_enc = state[id(model.W_enc)]
-        _, *moments_dec = state[id(model.W_dec)]
+        moments = {id(p): self._moments(p) for p in given}
+        rate = self._rate(share)
         size = space("size", (model.n_units,))
         enc, dec = model.W_enc.T.numpy(), model.W_dec.numpy()
         grad_enc, grad_dec = _grad(model.W_enc).T.numpy(), _grad(model.W_dec).numpy()
         fix = FIXES[self.form.constraint]
         split(
-            update_loops.update, model.n_units, rate, model.rank, fix,
-            dec, grad_dec, *moments_dec, enc, grad_enc, *moments_enc, size, work=4 * enc.size,
+            update_loops.update, model.n_units, rate, model.rank, fix, dec, grad_dec, *moments[id(model.W_dec)],
+            enc, grad_enc, *moments[id(model.W_enc)], size, work=4 * enc.size,
         )  # fmt: skip
         for bias in (model.b_enc, model.b_dec):
             if bias.grad is not None:
-                rate, mean, spread = state[id(bias)]
-                update_loops.adam(rate, bias.numpy(), bias.grad.numpy(), mean, spread)
+                update_loops.adam(rate, bias.numpy(), bias.grad.numpy(), *moments[id(bias)])
         if fix == update_loops.GAUGE:
-            model.b_enc.mul_(torch.from_numpy(size).repeat_interleave(model.rank))
+            by_unit = model.b_enc.numpy().reshape(model.n_units, model.rank)
+            by_unit *= size[:, None]
 
     def _norm(self, given: list[Tensor]) -> float:
         """Length of the whole gradient."""
@@ -227,24 +225,25 @@ class CompiledStep:
             total += float(squares.sum())
         return math.sqrt(total)
 
-    def _moments(self, p: Tensor, share: float, group: dict[str, Any]) -> tuple[ndarray, ndarray, ndarray]:
-        """One more step in the optimiser's state of p: its rates (see `update_loops.adam`) and both moments."""
+    def _moments(self, p: Tensor) -> tuple[ndarray, ndarray]:
+        """Both moments of p in the optimiser's state, where one more step is counted."""
         state = self.optimizer.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         state["step"] += 1
-        lr, eps = group["lr"], group["eps"]
+        mean, spread = state["exp_avg"], state["exp_avg_sq"]
+        return (mean.T.numpy(), spread.T.numpy()) if p is self.model.W_enc else (mean.numpy(), spread.numpy())
+
+    def _rate(self, share: float) -> ndarray:
+        """What `update_loops.adam` needs, of the optimiser's one group and the steps counted."""
+        group = self.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
         decay = group["weight_decay"] if isinstance(self.optimizer, torch.optim.AdamW) else 0.0
-        t = float(state["step"])
-        corrected = 1 / math.sqrt(1 - beta2**t)
-        rate = np.array([share, lr / (1 - beta1**t), beta1, beta2, corrected, eps, 1 - lr * decay], np.float32)
-        turned = (state["exp_avg"], state["exp_avg_sq"])
-        if p is self.model.W_enc:
-            turned = (turned[0].T, turned[1].T)
-        return rate, turned[0].numpy(), turned[1].numpy()
+        t = float(self.optimizer.state[self.model.W_dec]["step"])
+        lr, corrected = group["lr"] / (1 - beta1**t), 1 / math.sqrt(1 - beta2**t)
+        return np.array([share, lr, beta1, beta2, corrected, group["eps"], 1 - group["lr"] * decay], np.float32)
 
 
 def _unchanged(kind: type[SparseModel]) -> bool:
