@@ -4,6 +4,7 @@ Unit k owns rows k r .. (k+1) r of both weights; its (row, slot) pairs come from
 [start, stop), so every row of a gradient is written by one thread.
 """
 
+import numba
 import numpy as np
 from numpy import ndarray
 
@@ -83,6 +84,12 @@ def decode(
         error[t] = total
 
 
+@numba.njit(inline="always")
+def passed(rectify: bool, c: np.float32, value: np.float32, s: np.float32) -> np.float32:
+    """c s, or 0 where a rectified coefficient is not positive."""
+    return ZERO if rectify and value <= 0 else c * s
+
+
 @compiled
 def backward(
     start: int,
@@ -119,55 +126,72 @@ def backward(
             grad_dec[a:b] = ZERO
             grad_enc[a:b] = ZERO
         sums[a:b] = ZERO
-        p, end = starts[k], starts[k + 1]
+        end = starts[k + 1]
         on = False
-        while p + 4 <= end:
-            t0, i0 = pairs[p] // slots, pairs[p] % slots
-            t1, i1 = pairs[p + 1] // slots, pairs[p + 1] % slots
-            t2, i2 = pairs[p + 2] // slots, pairs[p + 2] % slots
-            t3, i3 = pairs[p + 3] // slots, pairs[p + 3] % slots
+        for p in range(starts[k], end, 4):
+            # four pairs against two columns at a time, so that what is loaded is used often; the last ones repeat, at 0
+            p1, p2, p3 = min(p + 1, end - 1), min(p + 2, end - 1), min(p + 3, end - 1)
+            t0, t1, t2, t3 = pairs[p] // slots, pairs[p1] // slots, pairs[p2] // slots, pairs[p3] // slots
+            i0, i1, i2, i3 = pairs[p] % slots, pairs[p1] % slots, pairs[p2] % slots, pairs[p3] % slots
+            c1, c2, c3 = c if p + 1 < end else ZERO, c if p + 2 < end else ZERO, c if p + 3 < end else ZERO
             e0, e1, e2, e3 = residual[t0], residual[t1], residual[t2], residual[t3]
             x0, x1, x2, x3 = x[t0], x[t1], x[t2], x[t3]
-            for j in range(rank):
+            for j in range(0, rank, 2):
                 row, to_dec, to_enc = dec[a + j], grad_dec[a + j], grad_enc[a + j]
+                v0, v1, v2, v3 = values[t0, i0, j], values[t1, i1, j], values[t2, i2, j], values[t3, i3, j]
+                on |= v0 != 0 or v1 != 0 or v2 != 0 or v3 != 0
                 s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
+                if j + 1 == rank:
+                    for d in range(len(row)):
+                        w = row[d]
+                        s0 += e0[d] * w
+                        s1 += e1[d] * w
+                        s2 += e2[d] * w
+                        s3 += e3[d] * w
+                    s0, s1 = passed(rectify, c, v0, s0), passed(rectify, c1, v1, s1)
+                    s2, s3 = passed(rectify, c2, v2, s2), passed(rectify, c3, v3, s3)
+                    sums[a + j] += s0 + s1 + s2 + s3
+                    v0, v1, v2, v3 = c * v0, c1 * v1, c2 * v2, c3 * v3
+                    for d in range(len(row)):
+                        to_dec[d] += v0 * e0[d] + v1 * e1[d] + v2 * e2[d] + v3 * e3[d]
+                    for d in range(len(row)):
+                        to_enc[d] += s0 * x0[d] + s1 * x1[d] + s2 * x2[d] + s3 * x3[d]
+                    continue
+                next_row, next_dec, next_enc = dec[a + j + 1], grad_dec[a + j + 1], grad_enc[a + j + 1]
+                u0, u1, u2, u3 = (
+                    values[t0, i0, j + 1],
+                    values[t1, i1, j + 1],
+                    values[t2, i2, j + 1],
+                    values[t3, i3, j + 1],
+                )
+                on |= u0 != 0 or u1 != 0 or u2 != 0 or u3 != 0
+                r0, r1, r2, r3 = ZERO, ZERO, ZERO, ZERO
                 for d in range(len(row)):
-                    w = row[d]
+                    w, z = row[d], next_row[d]
                     s0 += e0[d] * w
                     s1 += e1[d] * w
                     s2 += e2[d] * w
                     s3 += e3[d] * w
-                v0, v1, v2, v3 = values[t0, i0, j], values[t1, i1, j], values[t2, i2, j], values[t3, i3, j]
-                on |= v0 != 0 or v1 != 0 or v2 != 0 or v3 != 0
-                s0, s1, s2, s3 = c * s0, c * s1, c * s2, c * s3
-                if rectify:
-                    s0, s1 = s0 if v0 > 0 else ZERO, s1 if v1 > 0 else ZERO
-                    s2, s3 = s2 if v2 > 0 else ZERO, s3 if v3 > 0 else ZERO
+                    r0 += e0[d] * z
+                    r1 += e1[d] * z
+                    r2 += e2[d] * z
+                    r3 += e3[d] * z
+                s0, s1 = passed(rectify, c, v0, s0), passed(rectify, c1, v1, s1)
+                s2, s3 = passed(rectify, c2, v2, s2), passed(rectify, c3, v3, s3)
+                r0, r1 = passed(rectify, c, u0, r0), passed(rectify, c1, u1, r1)
+                r2, r3 = passed(rectify, c2, u2, r2), passed(rectify, c3, u3, r3)
                 sums[a + j] += s0 + s1 + s2 + s3
-                v0, v1, v2, v3 = c * v0, c * v1, c * v2, c * v3
+                sums[a + j + 1] += r0 + r1 + r2 + r3
+                v0, v1, v2, v3 = c * v0, c1 * v1, c2 * v2, c3 * v3
+                u0, u1, u2, u3 = c * u0, c1 * u1, c2 * u2, c3 * u3
                 for d in range(len(row)):
-                    to_dec[d] += v0 * e0[d] + v1 * e1[d] + v2 * e2[d] + v3 * e3[d]
+                    f0, f1, f2, f3 = e0[d], e1[d], e2[d], e3[d]
+                    to_dec[d] += v0 * f0 + v1 * f1 + v2 * f2 + v3 * f3
+                    next_dec[d] += u0 * f0 + u1 * f1 + u2 * f2 + u3 * f3
                 for d in range(len(row)):
-                    to_enc[d] += s0 * x0[d] + s1 * x1[d] + s2 * x2[d] + s3 * x3[d]
-            p += 4
-        while p < end:
-            t, i = pairs[p] // slots, pairs[p] % slots
-            e, here = residual[t], x[t]
-            for j in range(rank):
-                row, to_dec, to_enc = dec[a + j], grad_dec[a + j], grad_enc[a + j]
-                s = ZERO
-                for d in range(len(row)):
-                    s += e[d] * row[d]
-                v = values[t, i, j]
-                on |= v != 0
-                s = ZERO if rectify and v <= 0 else c * s
-                sums[a + j] += s
-                v = c * v
-                for d in range(len(row)):
-                    to_dec[d] += v * e[d]
-                for d in range(len(row)):
-                    to_enc[d] += s * here[d]
-            p += 1
+                    f0, f1, f2, f3 = x0[d], x1[d], x2[d], x3[d]
+                    to_enc[d] += s0 * f0 + s1 * f1 + s2 * f2 + s3 * f3
+                    next_enc[d] += r0 * f0 + r1 * f1 + r2 * f2 + r3 * f3
         cost[k] = 0.0
         if charge != NO_CHARGE and (on or charged[k]):
             if charge == MAP:
