@@ -15,10 +15,11 @@ noise; the energy of the s - 1 other features on the row stands in for it, nu^2 
 explain most of that, so the true lower edge is lower: below it the window says nothing. The mean over K groups makes
 the published decoder penalty K times smaller a group; C6 makes no prediction for it (C8).
 
-Is a feature that is not found the fault of the objective or of training? For every coefficient of the penalty "map" the
-first seed is also trained from two planted starts: every feature in its group, and two features to a group wherever
-their dimensions add to 9 (r = 10 has room for both, and half of the groups are spare). The objective of all three
-after training, on held-out rows, decides.
+Is a feature that is not found the fault of the objective or of training? At the coefficients STARTED of the
+penalty "map" the first seed is also trained from two planted starts: every feature in its group, and two features to a
+group wherever their dimensions add to 9 (r = 10 has room for both, and half of the groups are spare). The objective of
+all three after training, on held-out rows, decides. With one feature on in a row (the quick profile) C2 says that the
+merged start cannot be worse.
 """
 
 import hashlib
@@ -50,9 +51,11 @@ DIMS = tuple(range(1, 9))
 RANK, FOUND = 10, 0.9
 KINDS = ("map", "decoder")
 COEFFICIENTS = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)
+#: those trained from planted starts too; the last two lie in every window of the published world
+STARTED = (0.0, 10.0, 30.0)
 #: spec, width, features of each dimension, active, coefficients, steps, batch, rows evaluated
 SIZES: dict[str, dict[str, Any]] = {
-    "quick": {"spec": "rank-recovery-192", "width": 96, "count": 4, "active": 1, "steps": 500, "batch": 256},
+    "quick": {"spec": "rank-recovery-192", "width": 96, "count": 4, "active": 1, "steps": 400, "batch": 256},
     "standard": {"spec": "rank-recovery-192", "width": 192, "count": 8, "active": 2, "steps": 2500, "batch": 512},
     "paper": {"spec": "rank-recovery", "width": 768, "count": 32, "active": 8, "steps": 20_000, "batch": 4096},
 }
@@ -184,7 +187,7 @@ def run(context: Context) -> dict[str, Any]:
     ]
     window = [list(one) for one in windows(size)]
     starts = []
-    for lam in COEFFICIENTS:
+    for lam in STARTED:
         job = make_job(size, "map", lam, context.seeds[0])
         made = {"random": runs[cells.index(("map", lam, context.seeds[0]))]}
         made |= {name: train_planted(world, job, name == "merged", context) for name in ("truth", "merged")}
@@ -304,7 +307,7 @@ def finding(
     the assumption that training finds the minimiser.
     """
     low, high = max(w[0] for w in window), min(w[1] for w in window)
-    inside = [c for c in COEFFICIENTS if low <= c < high]
+    inside = [c for c in STARTED if low <= c < high]
     best: dict[str, Any] | None = None
     for lam in inside:
         cells = _of(trained, "map", lam)
@@ -315,7 +318,7 @@ def finding(
         if best is None or values["rank_error"] < best["rank_error"]:
             best = {"coefficient": lam, **values}
     if best is None:
-        text = f"no coefficient tried lies inside every window of C6, {low:.3g} to {high:.3g}"
+        text = f"none of {STARTED} lies inside every window of C6, {low:.3g} to {high:.3g}"
         return {"sentence": "rank-recovery", "status": "undecided", "text": text}
     ranks = best["rank_error"] <= TARGET_ERROR and best["spearman"] >= TARGET_SPEARMAN
     text = (
@@ -351,11 +354,9 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
         ax.axhline(d, color="0.35", lw=1, ls=":")
         for kind in KINDS:
             ranks = [[r for one in _of(trained, kind, lam) for r in one["ranks"][i]] for lam in COEFFICIENTS]
-            mean = [np.mean(r) for r in ranks]
-            ends = [np.quantile(r, q) for q in (0.1, 0.9) for r in ranks]
-            ax.plot(shown, mean, "o-", color=COLOURS[kind], ms=4, label=f"penalty {kind}")
-            half = len(ends) // 2
-            ax.fill_between(shown, ends[:half], ends[half:], color=COLOURS[kind], alpha=0.15, lw=0)
+            ends = ([np.quantile(r, q) for r in ranks] for q in (0.1, 0.9))
+            ax.plot(shown, [np.mean(r) for r in ranks], "o-", color=COLOURS[kind], ms=4, label=f"penalty {kind}")
+            ax.fill_between(shown, *ends, color=COLOURS[kind], alpha=0.15, lw=0)
         ax.set(ylim=(-0.3, numbers["rank"] + 0.3), title=f"d = {d}", ylabel="learned rank")
     for ax, (name, text) in zip(axes[2], _BELOW, strict=True):
         for kind in KINDS:
@@ -370,7 +371,7 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
             ax.plot(*zip(*points, strict=True), "o", color=COLOURS[kind], ms=4, alpha=0.6) if points else None
         ax.set(title=text, xlabel="coefficient, raw units")
     for ax in axes.flat:
-        ax.set_xscale("log")
+        ax.set(xscale="log", xlim=(0.2, 150))
         ax.set_xticks(shown, [f"{lam:g}" for lam in COEFFICIENTS])
         ax.minorticks_off()
         ax.grid(alpha=0.2)

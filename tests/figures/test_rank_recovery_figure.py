@@ -118,6 +118,7 @@ def test_the_finding_asks_for_found_features_and_for_ranks():
 def test_tiny_run_round_trip_and_drawing(tmp_path, monkeypatch):
     monkeypatch.setitem(e3.SIZES, "standard", TINY)
     monkeypatch.setattr(e3, "COEFFICIENTS", (0.0, 10.0))
+    monkeypatch.setattr(e3, "STARTED", (0.0, 10.0))
     with parallel_config(backend="sequential"):
         measured = figures["rank-recovery"].run(Context("standard", (0, 1), tmp_path))
         monkeypatch.setattr(e3.Trainer, "fit", lambda *_, **__: pytest.fail("trained again"))
@@ -129,3 +130,12 @@ def test_tiny_run_round_trip_and_drawing(tmp_path, monkeypatch):
     assert {s["start"] for s in read_back["numbers"]["starts"]} == {"random", "truth", "merged"}
     assert all(len(row) == len(t["columns"]) for t in read_back["tables"] for row in t["rows"])
     figures["rank-recovery"].draw(read_back)["figure"].savefig(tmp_path / "picture.png", dpi=40)
+
+
+def test_the_command_line_lists_it_and_a_sentence_points_to_it(capsys):
+    from sasa_lab.cli import main
+    from sasa_lab.sentences import sentences
+
+    assert main(["figure", "list"]) == 0
+    assert "rank-recovery: E3" in capsys.readouterr().out
+    assert "rank-recovery" in sentences()["rank-recovery"].figures

@@ -234,3 +234,12 @@ def test_a_quick_run_decides_nothing():
     cell["excess_units"] = [float(v) for v in d]
     cell["covering"][0]["atoms"] = [float(v) for v in d]
     assert [f["status"] for f in shown.findings(numbers, decided=True)][:2] == ["refuted", "needs an assumption"]
+
+
+def test_the_command_line_lists_it_and_sentences_point_to_it(capsys):
+    from sasa_lab.cli import main
+    from sasa_lab.sentences import sentences
+
+    assert main(["figure", "list"]) == 0
+    assert "splitting: E2" in capsys.readouterr().out
+    assert {s.id for s in sentences().values() if "splitting" in s.figures} >= {"splitting", "covering", "collinear"}
