@@ -104,7 +104,7 @@ def measure(model: "SparseModel | NormalisedModel", world: World, effort: Effort
         "covering": _coverings(frames, decoder, dims, effort, seed),
     }
     if model.rank == 1:
-        result |= _cosines(frames, decoder[:, 0], energy, dims)
+        result |= _cosines(frames, decoder[:, 0].cpu(), energy, dims)
     return result
 
 
@@ -139,15 +139,16 @@ def _alone(model: Any, world: World, feature: int, n: int) -> dict[str, float]:
     k is the largest L0 on the feature's points, so that no row is beyond it; a decoder bias other than the world's is
     granted as A3 does. Rows are clean and were not trained on.
     """
-    frame = world.frames()[feature].double()
-    points = world.points(feature, n, 1_000_003 + feature)
-    xhat, codes = model.reconstruct(points.x)
-    energy = ((points.x - world.bias).double() @ frame.T).square().sum(1)
-    error = ((points.x - xhat).double() @ frame.T).square().sum(1)
+    device = model.b_dec.device
+    frame, bias = world.frames()[feature].to(device).double(), world.bias.to(device)
+    x = world.points(feature, n, 1_000_003 + feature, device).x
+    xhat, codes = model.reconstruct(x)
+    energy = ((x - bias).double() @ frame.T).square().sum(1)
+    error = ((x - xhat).double() @ frame.T).square().sum(1)
     radius = float(energy.mean())
     columns = model.n_units * model.rank
     floor = bounds.distortion_floor(columns, max(1, int(codes.l0().max())), len(frame))
-    offset = float(torch.linalg.vector_norm((model.b_dec - world.bias).double() @ frame.T))
+    offset = float(torch.linalg.vector_norm((model.b_dec - bias).double() @ frame.T))
     share = bounds.bias_corrected(radius * floor, offset) / radius
     excess = error - share * energy
     above = share > 0 and float(excess.mean()) < -QUANTILE * float(excess.std()) / math.sqrt(n)
