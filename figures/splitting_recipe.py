@@ -170,6 +170,11 @@ def train_settings(size: Size, seed: int, lr: float, warm: bool = False) -> Trai
     )
 
 
+def tuned() -> bool:
+    """Whether the grid has been run and its result stands beside this file."""
+    return (importlib.resources.files("figures") / "splitting_recipe.json").is_file()
+
+
 @functools.cache
 def recipe() -> dict[str, Any]:
     """The tracked result of the search: {"chosen": {budget: {model: lr}}, "nuclear": float, "grid": [...]}."""
