@@ -6,9 +6,10 @@ rounding errors, are computed again exactly, and a row whose margin leaves a dou
 touches the s units of each row: decode, and, unit by unit while its blocks are in cache, both weight gradients and the
 nuclear norm's; then clipping, Adam and the gauge in one pass over the weights.
 
-    gate.py      which units win (quantise, product, shortlist, exact)        gate_loops.py
-    step.py      loss, gradients, update                                      gradient_loops.py, nuclear_loops.py,
-                                                                              update_loops.py
+    screen.py       every product, in int8 or float32, chunk by chunk (models/rounding.py: how far off int8 may be)
+    gate.py         which units win                          loops: gate_loops.py
+    step.py         loss, gradients, update                  loops: gradient_loops.py, nuclear_loops.py, update_loops.py
+    workspace.py    buffers that live from step to step
 
 `training.Trainer` takes it where `compiled_step` gives one; the plain path is `model.loss` and autograd.
 """
