@@ -4,6 +4,7 @@
 and whether higher or lower is better.
 """
 
+from sasa_theory.evaluation.absorption import Absorption
 from sasa_theory.evaluation.base import Calculator, describe
 from sasa_theory.evaluation.covering import CoveringResult, covering_numbers
 from sasa_theory.evaluation.detection import Detection
@@ -24,6 +25,7 @@ from sasa_theory.evaluation.subspaces import (
 )
 
 __all__ = [
+    "Absorption",
     "Calculator",
     "Cosine",
     "CoveringResult",
