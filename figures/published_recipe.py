@@ -57,7 +57,7 @@ SEED = 100
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SYNTH_RATES = (1e-3, 3e-3, 1e-2)
 #: shares of `WINDOW`
-NUCLEAR = (0.03, 0.1, 0.3)
+NUCLEAR = (0.0, 0.01, 0.03, 0.1, 0.3)
 #: C6: lam / 2 < rate sigma_d, with rate 4 / 128 and a factor's energy 1 / 4 spread over three directions
 WINDOW = 2 * (4 / 128) * (1 / 4) / 3
 COEFFICIENTS = (0.03, 0.1, 0.3)

@@ -127,7 +127,7 @@ def test_sentences_name_only_figures_of_the_design():
     named = {name for entry in sentences().values() for name in entry.figures}
     designed = {
         *("manifolds", "temporal", "tiling", "descent", "consolidation", "rank-window", "samples", "splitting"),
-        *("rank-recovery", "matched-budget", "absorption", "causal"),
+        *("rank-recovery", "matched-budget", "absorption", "causal", "published-benchmarks"),
     }
     assert named <= designed and set(figures.names()) <= designed
     assert {"splitting", "consolidation", "temporal"} <= set(sentences())
