@@ -61,7 +61,7 @@ PENALISED = ("relu", "jumprelu", "gated", "grouplasso")
 PUBLISHED_COEFFICIENTS = {"relu": 0.03, "gated": 0.06, "jumprelu": 1.0}
 
 SEED = 100
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 #: shares of the upper edge of C6's window for the weakest directions (d = 16, energy "total")
 NUCLEAR = (0.1, 0.3, 0.8)
 PRICE = 1.05
