@@ -85,9 +85,9 @@ STUDIES = {
     "standard": Study(
         (Length(400, 256), Length(1600, 256)),
         ("columns", "bits"),
-        16_000,
-        24_000,
-        (Length(50, 256), Length(150, 256), Length(400, 256)),
+        12_000,
+        20_000,
+        (Length(40, 256), Length(120, 256), Length(320, 256)),
         SYNTH,
         4096,
         4096,

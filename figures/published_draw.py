@@ -181,7 +181,8 @@ def _factors(factors: dict[str, Any]) -> Any:
     ax.plot([], [], "-D", color="k", mfc="none", label="published (range)")
     ax.set_yticks(range(len(names)), names)
     low = min(0.0, *(one["r2"]["all"] for seeds in shown.values() for one in seeds))
-    ax.set(ylim=(len(names) - 0.5, -0.5), xlim=(low - 0.03, 1.03), xlabel="$R^2$ per factor, mean over factors")
+    edges = {"ylim": (len(names) - 0.5, -0.5), "xlim": (max(low, -0.5) - 0.03, 1.03)}
+    ax.set(**edges, xlabel="$R^2$ per factor, mean over factors")
     ax.grid(alpha=0.25)
     ax.legend(loc="upper left", fontsize=9)
     grid = [[np.mean([one["r2"][kind] for one in shown[name]]) for kind in kinds] for name in shown]

@@ -75,7 +75,7 @@ class Length:
         return self.steps * self.batch
 
 
-MANIFOLD_SEARCH, SYNTH_SEARCH = Length(800, 256), Length(80, 256)
+MANIFOLD_SEARCH, SYNTH_SEARCH = Length(800, 256), Length(60, 256)
 
 
 def columns(budget: str) -> int:
