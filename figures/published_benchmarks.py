@@ -87,7 +87,7 @@ STUDIES = {
         ("columns", "bits"),
         12_000,
         20_000,
-        (Length(40, 256), Length(120, 256), Length(320, 256)),
+        (Length(20, 256), Length(60, 256), Length(200, 256)),
         SYNTH,
         4096,
         4096,

@@ -75,7 +75,7 @@ class Length:
         return self.steps * self.batch
 
 
-MANIFOLD_SEARCH, SYNTH_SEARCH = Length(800, 256), Length(60, 256)
+MANIFOLD_SEARCH, SYNTH_SEARCH = Length(800, 256), Length(30, 256)
 
 
 def columns(budget: str) -> int:
@@ -105,23 +105,25 @@ def manifold_settings(
     return model, {"n_latents": GROUPS * RANK, "aux_latents": active, **gate}
 
 
-def synth_settings(model: str, width: int, active: int = L0) -> tuple[str, dict[str, Any]]:
-    """Architecture and settings on SynthSAEBench with `width` columns.
+def synth_settings(model: str, width: int, steps: int) -> tuple[str, dict[str, Any]]:
+    """Architecture and settings on SynthSAEBench with `width` columns, for a run of so many steps.
 
     Features have lengths from 4 to 5 there and pre-activations of interference near 1, so the penalties and thresholds
-    start at that scale; steering them there from their defaults would take more steps than two cores have.
+    start at that scale; steering them there from their defaults would take more steps than two cores have. The running
+    mean of BatchTopK's threshold spans at most a tenth of a run: with the usual 100 steps it would lag in a short one.
     """
     if model in SASAS:
         rank, on = SASAS[model]
         return "sasa", {"n_groups": width // rank, "group_rank": rank, "active_groups": on, "aux_groups": on}
-    settings: dict[str, Any] = {"n_latents": width, "aux_latents": active}
+    settings: dict[str, Any] = {"n_latents": width, "aux_latents": L0}
     if model in COUNTED:
-        return model, {**settings, "active_latents": active}
+        averaged = {"threshold_decay": max(0.0, min(0.99, 1 - 10 / steps))} if model != "topk" else {}
+        return model, {**settings, "active_latents": L0, **averaged}
     start = {
         "relu": {"coefficient": 3.0},
         "jumprelu": {"coefficient": 4.0, "initial_threshold": 1.5, "bandwidth": 0.5},
     }[model]
-    return model, {**settings, **start, "target_l0": float(active)}
+    return model, {**settings, **start, "target_l0": float(L0)}
 
 
 def train_settings(length: Length, seed: int, lr: float, warm: bool = False, decay: float = 0.3) -> TrainSettings:
@@ -149,7 +151,7 @@ def manifold_job(model: str, budget: str, length: Length, seed: int) -> Job:
 
 def synth_job(model: str, width: int, length: Length, seed: int, lr: float | None = None) -> Job:
     """The run of a model on SynthSAEBench: tuned for short runs, or with the learning rate that is given."""
-    architecture, settings = synth_settings(model, width)
+    architecture, settings = synth_settings(model, width, length.steps)
     rate = recipe()["synth"]["chosen"][model] if lr is None else lr
     return Job(architecture, settings, train_settings(length, seed, rate))
 
@@ -185,10 +187,13 @@ def search(out: Path) -> dict[str, Any]:
     for cell in cells:
         made = manifold_settings(cell["model"], cell["budget"], cell["nuclear"], cell["coefficient"])
         jobs.append(Job(*made, train_settings(MANIFOLD_SEARCH, SEED, cell["lr"], warm=cell["model"] == "sasa")))
-    manifold = _run(FACTORS, cells, jobs, out)
+    manifold = _run(FACTORS, cells, jobs, out, 8192)
     synth_cells: list[dict[str, Any]] = [{"model": model, "lr": lr} for model in SYNTH for lr in SYNTH_RATES]
-    jobs = [Job(*synth_settings(c["model"], 4096), train_settings(SYNTH_SEARCH, SEED, c["lr"])) for c in synth_cells]
-    synth = _run(SYNTHSAEBENCH, synth_cells, jobs, out)
+    jobs = [
+        Job(*synth_settings(c["model"], 4096, SYNTH_SEARCH.steps), train_settings(SYNTH_SEARCH, SEED, c["lr"]))
+        for c in synth_cells
+    ]
+    synth = _run(SYNTHSAEBENCH, synth_cells, jobs, out, 2048)
     return {
         "seed": SEED,
         "manifold": {"length": asdict(MANIFOLD_SEARCH), **choose_manifold(manifold), "grid": manifold},
@@ -196,12 +201,14 @@ def search(out: Path) -> dict[str, Any]:
     }
 
 
-def _run(world: str, cells: Sequence[Mapping[str, Any]], jobs: Sequence[Job], out: Path) -> list[dict[str, Any]]:
+def _run(
+    world: str, cells: Sequence[Mapping[str, Any]], jobs: Sequence[Job], out: Path, rows: int
+) -> list[dict[str, Any]]:
     """Train the jobs and put the held-out unexplained variance and L0 beside each cell."""
     made = World.from_spec(world)
     grid = []
     for cell, run in zip(cells, fit_all(made, jobs, out=out), strict=True):
-        got = measure(run.model, made, 8192, [ExplainedVariance(), Sparsity()])
+        got = measure(run.model, made, rows, [ExplainedVariance(), Sparsity()])
         left, l0 = 1 - got["explained_variance"].explained_variance, got["l0"].l0
         grid.append({**cell, "unexplained": left, "l0": l0, "run": run.directory.name})
     return grid
