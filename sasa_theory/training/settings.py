@@ -44,6 +44,8 @@ class TrainSettings:
     """rows over which firing frequency is measured"""
     dead_threshold: float = 0.0
     """a unit is dead when its firing frequency over the window is at or below this"""
+    splits: int = 0
+    """times, evenly over the first half of the steps, that groups holding two features are split (split_groups.py)"""
     log_every: int = 100
     """steps between lines of log.jsonl"""
     checkpoint_every: int = 1000
@@ -62,7 +64,7 @@ class TrainSettings:
             checkpoint_every=self.checkpoint_every,
         )
         require_number(lr=self.lr, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps, seed=self.seed)
-        require_number(penalty_warmup_steps=self.penalty_warmup_steps)
+        require_number(penalty_warmup_steps=self.penalty_warmup_steps, splits=self.splits)
         require_number(high=1.0, decay_fraction=self.decay_fraction, dead_threshold=self.dead_threshold)
         if self.clip_norm is not None:
             require_number(low=1e-12, clip_norm=self.clip_norm)
@@ -94,6 +96,13 @@ class TrainSettings:
         """Share of the penalty coefficients in force at a step."""
         return min(1.0, (step + 1) / self.penalty_warmup_steps) if self.penalty_warmup_steps else 1.0
 
+    def splits_after(self, step: int) -> bool:
+        """Whether groups are split once `step` steps are done."""
+        return (
+            step in {self.steps * i // (2 * self.splits) for i in range(1, self.splits + 1)} if self.splits else False
+        )
+
     def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON-able values."""
-        return {**dataclasses.asdict(self), "betas": list(self.betas)}
+        """The settings as JSON-able values; without `splits` where there are none, as in runs made before it."""
+        made = {**dataclasses.asdict(self), "betas": list(self.betas)}
+        return made if self.splits else {name: value for name, value in made.items() if name != "splits"}

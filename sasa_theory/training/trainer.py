@@ -2,6 +2,8 @@
 
     rows -> normaliser -> model.loss -> backward -> clip -> Adam -> model.post_step -> firing statistics
 
+and, between a few of the steps where it is asked for, merged groups are split (split_groups.py).
+
 The state of a run (weights, moments, normaliser, firing window, position in the data, step) is one file, so a run that
 was stopped, by a signal, a time limit or a power cut, goes on from its last checkpoint and ends bit for bit where the
 straight run ends (same machine and thread count). Beside it lies the export in raw units, a SAELens directory; it is
@@ -33,6 +35,7 @@ from sasa_theory.models.normaliser import Context, NormalisedModel, Normaliser
 from sasa_theory.training.device import LossWatch
 from sasa_theory.training.firing import FiringTracker
 from sasa_theory.training.settings import TrainSettings
+from sasa_theory.training.split_groups import rows_needed, split_groups
 from sasa_theory.training.state import load_state, save_state
 from synthetic.errors import DataError, Interrupted, LabError, UsageError
 from synthetic.source import PlainSource, Source, as_source, require_rows
@@ -54,7 +57,8 @@ class Trainer:
     deadline  time.monotonic() value after which the run saves itself and raises Interrupted.
     progress  tqdm bar on stderr (None: when stderr is a terminal).
 
-    The model's initial weights are drawn here, from `settings.seed`. Raises UsageError for a source of another width.
+    The model's initial weights are drawn here, from `settings.seed`. Raises UsageError for a source of another width,
+    or for splits of a model that has no groups.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class Trainer:
         self.source = as_source(source)
         if self.source.width != model.width_in:
             raise UsageError(f"the data have width {self.source.width}, the model {model.width_in}; they must be equal")
+        if settings.splits:
+            rows_needed(model)  # raises for a model without groups to split
         self.device = torch.device(device)
         self.model, self.settings = model.to(self.device), settings
         self.out = Path(out) if out is not None else None
@@ -178,6 +184,17 @@ class Trainer:
         if self.step % settings.log_every == 0 or self.step == settings.steps:
             self._require_finite()
             self._write_log(json.dumps(self._line(loss, x, z, context)))
+        if settings.splits_after(self.step):
+            self._split()
+
+    def _split(self) -> None:
+        """Split merged groups on the rows that come next; every process gets the first one's weights."""
+        model, seed = self.model, self.settings.seed
+        rows = self._peek(rows_needed(model)).to(self.device)
+        z, _ = self.normaliser.apply(rows)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + self.step)
+        split_groups(model, z, generator, self.settings.penalty_scale(self.step))
+        parallel.broadcast(model.state_dict().values())
 
     @torch.no_grad()
     def _line(self, loss: Loss, x: Tensor, z: Tensor, context: Context) -> dict[str, Any]:
@@ -256,16 +273,16 @@ class Trainer:
             write_text(self.out / LOG, "")  # lines of a run that was killed before its first checkpoint go
 
     def _peek(self, n: int) -> Tensor:
-        """At least `n` rows (or all there are) from the front of all processes' sources, which stay where they were."""
+        """At least `n` rows (or all there are) that all processes read next; their sources stay where they were."""
         state = None if isinstance(self.source, PlainSource) else self.source.state_dict()
         batches: list[Tensor] = []
         while sum(map(len, batches)) * parallel.world_size() < n:
             try:
-                batches.append(next(self.source))
+                batches.append(next(self._rows))
             except StopIteration:
                 break
         if state is None:
-            self._rows = itertools.chain(batches, self.source)
+            self._rows = itertools.chain(batches, self._rows)
         else:
             self.source.load_state_dict(state)
         batches = parallel.joint(batches)
