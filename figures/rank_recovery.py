@@ -15,11 +15,13 @@ noise; the energy of the s - 1 other features on the row stands in for it, nu^2 
 explain most of that, so the true lower edge is lower: below it the window says nothing. The mean over K groups makes
 the published decoder penalty K times smaller a group; C6 makes no prediction for it (C8).
 
+Training splits merged groups SPLITS times (training/split_groups.py; figure `recovery` is its ablation).
+
 Is a feature that is not found the fault of the objective or of training? At the coefficients STARTED of the
-penalty "map" the first seed is also trained from two planted starts: every feature in its group, and two features to a
-group wherever their dimensions add to 9 (r = 10 has room for both, and half of the groups are spare). The objective of
-all three after training, on held-out rows, decides. With one feature on in a row (the quick profile) C2 says that the
-merged start cannot be worse.
+penalty "map" the first seed is also trained without splits, from the random start ("plain") and from two planted ones:
+every feature in its group ("truth"), and two features to a group wherever their dimensions add to 9 (r = 10 has room
+for both, and half of the groups are spare; "merged"). The objective after training, on held-out rows, decides. With one
+feature on in a row (the quick profile) C2 says that the merged start cannot be worse.
 """
 
 import hashlib
@@ -32,6 +34,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from figures.rank_recovery_draw import draw, of_kind
 from figures.registry import Context, Figure, figures, table
 from sasa_theory import saelens
 from sasa_theory.bounds_groups import Window, rank_window
@@ -59,11 +62,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "standard": {"spec": "rank-recovery-192", "width": 192, "count": 8, "active": 2, "steps": 2500, "batch": 512},
     "paper": {"spec": "rank-recovery", "width": 768, "count": 32, "active": 8, "steps": 20_000, "batch": 4096},
 }
-RATE = 3e-3
+RATE, SPLITS = 3e-3, 5
 #: evaluated rows on which a feature is on; with 600 the sampled spectrum of d = 8 is uneven enough to have 90 % rank 7
 ROWS = 2000
 TARGET_ERROR, TARGET_SPEARMAN = 0.5, 0.9
-COLOURS = {"map": "#33658a", "decoder": "#c8553d"}
 
 
 def make_world(size: dict[str, Any]) -> World:
@@ -84,7 +86,7 @@ def feature_energy(spec: str) -> float:
     return world.statistics().total_energy / world.support.active
 
 
-def make_job(size: dict[str, Any], kind: str, coefficient: float, seed: int) -> Job:
+def make_job(size: dict[str, Any], kind: str, coefficient: float, seed: int, splits: int = SPLITS) -> Job:
     """A SASA with a published coefficient (module docstring), warmed up over half the steps; silent groups revived."""
     groups = size["count"] * len(DIMS)
     model = {
@@ -102,6 +104,7 @@ def make_job(size: dict[str, Any], kind: str, coefficient: float, seed: int) -> 
         lr=RATE,
         decay_fraction=0.3,
         penalty_warmup_steps=size["steps"] // 2,
+        splits=splits,
         dead_window=30 * size["batch"],
         log_every=max(1, size["steps"] // 40),
         checkpoint_every=10_000,
@@ -139,19 +142,19 @@ def planted_places(world: World, merged: bool) -> "list[tuple[int, Tensor]]":
     return [place for k, (a, b) in enumerate(pairs) for place in ((RANK * k, a), (RANK * k + len(a), b))]
 
 
-def train_planted(world: World, one: Job, merged: bool, context: Context) -> Run:
-    """The job from a planted start, kept and resumed like any run."""
-    text = json.dumps([describe(world, one), "planted", merged], sort_keys=True)
+def train_from(places: "list[tuple[int, Tensor]]", start: str | bool, world: World, one: Job, context: Context) -> Run:
+    """The job from a given start, kept and resumed like any run; `start` says in its name which one."""
+    text = json.dumps([describe(world, one), "planted", start], sort_keys=True)
     place = context.out / "runs" / hashlib.sha256(text.encode()).hexdigest()[:16]
     done = place / "planted.json"
     if not done.exists():
         model = Planted(world.width, **one.settings)
-        model.places = planted_places(world, merged)
+        model.places = places
         source = world.batches(one.training.batch_size, context.device, stream=f"train:{one.training.seed}")
         place.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(model, source, one.training, out=place, device=context.device, deadline=context.deadline)
         trainer.fit(resume=(place / STATE).exists())
-        write_json(done, {"merged": merged})
+        write_json(done, {"start": start})
     return Run(place, saelens.load(place).to(context.device), [], 0.0)
 
 
@@ -188,11 +191,13 @@ def run(context: Context) -> dict[str, Any]:
     window = [list(one) for one in windows(size)]
     starts = []
     for lam in STARTED:
-        job = make_job(size, "map", lam, context.seeds[0])
+        plain = make_job(size, "map", lam, context.seeds[0], splits=0)
         made = {"random": runs[cells.index(("map", lam, context.seeds[0]))]}
-        made |= {name: train_planted(world, job, name == "merged", context) for name in ("truth", "merged")}
+        made["plain"] = fit_all(world, [plain], out=context.out, device=context.device, deadline=context.deadline)[0]
+        for merged, name in ((False, "truth"), (True, "merged")):
+            made[name] = train_from(planted_places(world, merged), merged, world, plain, context)
         for name, one in made.items():
-            value = objective(one, world, job.settings["nuclear"], rows)
+            value = objective(one, world, plain.settings["nuclear"], rows)
             got = recovery(one, world, rows)
             starts.append({"start": name, "coefficient": lam, "objective": value, **got})
     return {
@@ -233,11 +238,6 @@ def recovery(trained: Run, world: World, rows: int) -> dict[str, Any]:
     }
 
 
-def _of(trained: list[dict[str, Any]], kind: str, lam: float) -> list[dict[str, Any]]:
-    """The runs of a coefficient; coefficient 0 is the same model under either penalty."""
-    return [one for one in trained if one["coefficient"] == lam and (one["penalty"] == kind or lam == 0)]
-
-
 def _mean(cells: list[dict[str, Any]], name: str, digits: int) -> str | None:
     values = [one[name] for one in cells if one[name] is not None]
     if not values:
@@ -261,7 +261,7 @@ def _summary(trained: list[dict[str, Any]], kinds: list[tuple[str, float]]) -> d
     }
     rows = []
     for kind, lam in kinds:
-        cells = _of(trained, kind, lam)
+        cells = of_kind(trained, kind, lam)
         rows.append([kind if lam else "none", f"{lam:g}", *(_mean(cells, name, 2) for name in columns)])
     note = (
         "Mean ± standard deviation over seeds. Ranks: directions carrying 90 % of the energy a group contributes, of "
@@ -273,7 +273,7 @@ def _summary(trained: list[dict[str, Any]], kinds: list[tuple[str, float]]) -> d
 def _by_dimension(trained: list[dict[str, Any]], kinds: list[tuple[str, float]]) -> dict[str, Any]:
     rows = []
     for kind, lam in kinds:
-        cells = _of(trained, kind, lam)
+        cells = of_kind(trained, kind, lam)
         row: list[Any] = [kind if lam else "none", f"{lam:g}"]
         for i in range(len(DIMS)):
             ranks = [r for one in cells for r in one["ranks"][i]]
@@ -292,10 +292,11 @@ def _start_table(starts: list[dict[str, Any]]) -> dict[str, Any]:
     ]
     note = (
         "Penalty map, first seed, equal training from each start. Objective: squared error and nuclear penalty on "
-        "held-out rows, in units of a feature's energy. Truth: a group each; merged: d and 9 - d in one group."
+        "held-out rows, in units of a feature's energy. Random: with splits; the others without. Plain: random start; "
+        "truth: a group each; merged: d and 9 - d in one group."
     )
     columns = ["explained variance", "found", "|rank error|", "Spearman", "dead share", "most features a group"]
-    return table("Objective reached from three starts", ["coefficient", "start", "objective", *columns], rows, note)
+    return table("Objective reached from four starts", ["coefficient", "start", "objective", *columns], rows, note)
 
 
 def finding(
@@ -310,7 +311,7 @@ def finding(
     inside = [c for c in STARTED if low <= c < high]
     best: dict[str, Any] | None = None
     for lam in inside:
-        cells = _of(trained, "map", lam)
+        cells = of_kind(trained, "map", lam)
         values = {
             name: float(np.mean([one[name] if one[name] is not None else math.nan for one in cells]))
             for name in ("found", "rank_error", "spearman", "rank_error_found")
@@ -327,66 +328,18 @@ def finding(
         f"{best['rank_error']:.2f} ({best['rank_error_found']:.2f} for those found), Spearman {best['spearman']:.2f}"
     )
     here = {one["start"]: one for one in starts if one["coefficient"] == best["coefficient"]}
-    truth, random = here["truth"], here["random"]
+    truth, random, plain = here["truth"], here["random"], here["plain"]
     lower = truth["objective"] < random["objective"]
     kept = truth["rank_error"] <= TARGET_ERROR and (truth["spearman"] or 0) >= TARGET_SPEARMAN
     text += (
-        f"; started at the truth {truth['found']:.0%} found, error {truth['rank_error']:.2f}, objective "
+        f"; without splits {plain['found']:.0%} found; started at the truth {truth['found']:.0%} found, error "
+        f"{truth['rank_error']:.2f}, objective "
         f"{truth['objective']:.4f} against {random['objective']:.4f}"
     )
     whole = ranks and best["found"] >= 0.95
     status = "supported" if whole else "needs an assumption" if lower and kept else "undecided"
     return {"sentence": "rank-recovery", "status": status if decided else "undecided", "text": text}
 
-
-def draw(result: dict[str, Any]) -> dict[str, Any]:
-    """Learned rank against the coefficient for every dimension, with C6's window; the share found below."""
-    from matplotlib.figure import Figure as Picture
-
-    numbers = result["numbers"]
-    trained, dims = numbers["trained"], numbers["dims"]
-    shown = [lam if lam > 0 else 0.3 for lam in COEFFICIENTS]  # 0 has its place left of the logarithmic axis
-    picture = Picture(figsize=(15, 10.5), layout="constrained")
-    axes = picture.subplots(3, 4)
-    for i, (d, ax) in enumerate(zip(dims, axes.flat, strict=False)):
-        low, high = numbers["windows"][i]
-        ax.axvspan(max(low, 0.2), high, color="#f2d58a", alpha=0.55, lw=0, label="window (C6), penalty map")
-        ax.axhline(d, color="0.35", lw=1, ls=":")
-        for kind in KINDS:
-            ranks = [[r for one in _of(trained, kind, lam) for r in one["ranks"][i]] for lam in COEFFICIENTS]
-            ends = ([np.quantile(r, q) for r in ranks] for q in (0.1, 0.9))
-            ax.plot(shown, [np.mean(r) for r in ranks], "o-", color=COLOURS[kind], ms=4, label=f"penalty {kind}")
-            ax.fill_between(shown, *ends, color=COLOURS[kind], alpha=0.15, lw=0)
-        ax.set(ylim=(-0.3, numbers["rank"] + 0.3), title=f"d = {d}", ylabel="learned rank")
-    for ax, (name, text) in zip(axes[2], _BELOW, strict=True):
-        for kind in KINDS:
-            cells = [[one[name] for one in _of(trained, kind, lam)] for lam in COEFFICIENTS]
-            points = [(x, v) for x, values in zip(shown, cells, strict=True) for v in values if v is not None]
-            means = [
-                (x, np.mean(held))
-                for x, c in zip(shown, cells, strict=True)
-                if (held := [v for v in c if v is not None])
-            ]
-            ax.plot(*zip(*means, strict=True), "-", color=COLOURS[kind]) if means else None
-            ax.plot(*zip(*points, strict=True), "o", color=COLOURS[kind], ms=4, alpha=0.6) if points else None
-        ax.set(title=text, xlabel="coefficient, raw units")
-    for ax in axes.flat:
-        ax.set(xscale="log", xlim=(0.2, 150))
-        ax.set_xticks(shown, [f"{lam:g}" for lam in COEFFICIENTS])
-        ax.minorticks_off()
-        ax.grid(alpha=0.2)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    picture.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    picture.suptitle("Rank of the group matched to each feature (mean, 10 % to 90 %; dotted: true dimension)")
-    return {"figure": picture}
-
-
-_BELOW = (
-    ("found", f"share found (capture >= {FOUND})"),
-    ("rank_error", "mean |rank error|"),
-    ("spearman", "Spearman of learned and true rank"),
-    ("explained", "explained variance"),
-)
 
 figures.register("rank-recovery")(
     Figure(

@@ -98,9 +98,8 @@ def start_of(name, lam, objective, error=0.1, spearman=0.99):
 
 def test_the_finding_asks_for_found_features_and_for_ranks():
     window = [[3.0, 80.0]] * 8
-    starts = [start_of("random", lam, 2.0) for lam in (10.0, 30.0)] + [
-        start_of("truth", lam, 1.0) for lam in (10.0, 30.0)
-    ]
+    objectives = {"random": 2.0, "plain": 2.5, "truth": 1.0}
+    starts = [start_of(name, lam, value) for name, value in objectives.items() for lam in (10.0, 30.0)]
 
     def status(decided=True, starts=starts, **changed):
         trained = [run_of(lam, **changed) for lam in e3.COEFFICIENTS]
@@ -127,7 +126,7 @@ def test_tiny_run_round_trip_and_drawing(tmp_path, monkeypatch):
     read_back = json.loads(json.dumps(measured, allow_nan=False))
     assert [f["sentence"] for f in read_back["findings"]] == ["rank-recovery"]
     assert len(read_back["numbers"]["trained"]) == 2 * 3  # 0, map 10, decoder 10
-    assert {s["start"] for s in read_back["numbers"]["starts"]} == {"random", "truth", "merged"}
+    assert {s["start"] for s in read_back["numbers"]["starts"]} == {"random", "plain", "truth", "merged"}
     assert all(len(row) == len(t["columns"]) for t in read_back["tables"] for row in t["rows"])
     figures["rank-recovery"].draw(read_back)["figure"].savefig(tmp_path / "picture.png", dpi=40)
 

@@ -1,0 +1,92 @@
+"""Joint recovery: its worlds, its changes of the recipe, its finding, and a tiny run through JSON and drawing."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from joblib import parallel_config
+
+import figures.recovery as recovery
+from figures import Context, figures
+from figures.rank_recovery import make_world
+
+TINY = {
+    "size": {"spec": "rank-recovery-192", "width": 48, "count": 1, "active": 1, "steps": 4, "batch": 64},
+    "variants": ("recipe", "start on K-subspaces", "splits once"),
+    "loads": (0.75,),
+    "active": (1,),
+    "ratios": (1.0,),
+    "shares": (0.1,),
+    "phase": {"steps": 4, "seeds": 1},
+}
+SIZE = recovery.PLANS["standard"]["size"]
+
+
+@settings(deadline=None, max_examples=10)
+@given(load=st.floats(0.5, 3), active=st.integers(1, 6))
+def test_worlds_have_the_load_and_unit_energy_a_feature(load, active):
+    world = make_world(recovery.loaded(SIZE, load, active, 10))
+    assert sum(world.dims) / world.width == pytest.approx(load, rel=0.02)
+    assert world.statistics().total_energy / active == pytest.approx(1, rel=1e-5)
+
+
+def test_the_standard_world_and_the_flat_one_have_the_load_of_e3():
+    for world in (make_world(SIZE), recovery.flat_world(SIZE)):
+        assert sum(world.dims) / world.width == pytest.approx(1.5)
+        assert world.support.active == SIZE["active"]
+    assert set(recovery.flat_world(SIZE).dims) == {recovery.FLAT}
+
+
+def test_sigma_d_is_the_smallest_eigenvalue_of_a_features_slice():
+    """lam = share sigma_d with sigma_d = p / d, against rows of the world."""
+    world = recovery.flat_world(SIZE)
+    batch = world.sample(60_000, 0)
+    frame = world.frames()[0].double()
+    z = batch.x.double() @ frame.T
+    on = batch.active[:, 0]
+    sigma = torch.linalg.eigvalsh(z[on].T @ z[on] / len(z))[0]
+    job = recovery.flat_job(SIZE, 2.0, 1.0, 10, 0, True)
+    inside = job.settings["nuclear"]
+    assert inside == pytest.approx(float(sigma), rel=0.1)  # the other feature on the row adds (s - 1) / D
+    assert job.settings["group_rank"] == 8
+
+
+def test_every_variant_changes_the_recipe_and_only_splits_part_with_from_without():
+    base = recovery.variant_job(SIZE, "recipe", 0, True)
+    for name in recovery.VARIANTS:
+        with_splits, without = (recovery.variant_job(SIZE, name, 0, splits) for splits in (True, False))
+        assert with_splits.training.splits > 0 == without.training.splits
+        assert dict(with_splits.settings) == dict(without.settings)
+        changed = (dict(with_splits.settings), with_splits.training) != (dict(base.settings), base.training)
+        assert changed == (name not in ("recipe", "start on K-subspaces")), name
+
+
+def cell(variant, splits, found, seed=0):
+    return {"variant": variant, "splits": splits, "seed": seed, "found": found}
+
+
+def test_the_finding_asks_every_seed_to_reach_the_goal():
+    def status(shares, decided=True):
+        cells = [cell("recipe", True, share, i) for i, share in enumerate(shares)] + [cell("recipe", False, 0.6)]
+        return recovery.finding(cells, decided)["status"]
+
+    assert status([0.95, 1.0]) == "needs an assumption"
+    assert status([0.94, 1.0]) == "undecided"
+    assert status([1.0], decided=False) == "undecided"
+    text = recovery.finding([cell("recipe", True, 1.0), cell("recipe", False, 0.6), cell("wide", False, 0.7)], True)
+    assert "best without splits: wide, 70%" in text["text"]
+
+
+def test_tiny_run_round_trip_and_drawing(tmp_path, monkeypatch):
+    monkeypatch.setitem(recovery.PLANS, "standard", TINY)
+    with parallel_config(backend="sequential"):
+        measured = figures["recovery"].run(Context("standard", (0,), tmp_path))
+        again = figures["recovery"].run(Context("standard", (0,), tmp_path))
+    assert again["numbers"] == measured["numbers"]
+    read_back = json.loads(json.dumps(measured, allow_nan=False))
+    assert len(read_back["numbers"]["ablation"]) == 2 + 2 + 1
+    assert all(len(read_back["numbers"][name]) == 1 for name in ("by_load", "by_rank"))
+    assert all(len(row) == len(t["columns"]) for t in read_back["tables"] for row in t["rows"])
+    figures["recovery"].draw(read_back)["figure"].savefig(tmp_path / "picture.png", dpi=40)
