@@ -103,14 +103,14 @@ def grid(unexplained, l0=lambda model, lr, weight: 16.0):
 
 
 def test_the_search_takes_the_best_rate_and_the_largest_nuclear_coefficient_that_costs_little():
-    price = dict(zip(NUCLEAR, (1.0, 1.04, 1.3), strict=True))
+    price = dict(zip(NUCLEAR, (1.02, 1.0, 1.04, 1.06, 2.0), strict=True))
 
     def unexplained(model, lr, share):
         best = 1e-2 if model in ("topk", "sasa") else 3e-3
         return 0.1 * (1 + abs(np.log(lr / best))) * price.get(share, 1.0)
 
     got = tuning.choose_manifold(grid(unexplained))
-    assert got["nuclear"] == NUCLEAR[1]
+    assert got["nuclear"] == NUCLEAR[2]
     assert got["chosen"]["columns"]["topk"] == got["chosen"]["columns"]["sasa"] == 1e-2
     assert got["chosen"]["columns"]["bsf"] == got["chosen"]["bits"]["batchtopk"] == 3e-3
     assert set(got["chosen"]["bits"]) == set(COUNTED)
@@ -129,6 +129,18 @@ def test_the_search_passes_over_runs_off_their_budget():
     assert got["chosen"]["columns"]["relu"] == 3e-3
     assert got["chosen"]["columns"]["jumprelu"] == 1e-3
     assert got["coefficient"] in (0.1, 0.3)
+
+
+def test_the_tracked_search_chooses_what_its_runs_say():
+    found = tuning.recipe()
+    assert tuning.choose_manifold(found["manifold"]["grid"]).items() <= found["manifold"].items()
+    assert tuning.choose_synth(found["synth"]["grid"]) == found["synth"]["chosen"]
+    assert found["seed"] not in (0, 1, 2)
+
+
+def test_a_short_run_averages_its_threshold_over_a_tenth_of_it():
+    for steps, decay in ((5, 0.0), (40, 0.75), (200, 0.95), (195_313, 0.99)):
+        assert tuning.synth_settings("batchtopk", 64, steps)[1]["threshold_decay"] == pytest.approx(decay)
 
 
 def test_recovery_is_averaged_by_kind(factors):
