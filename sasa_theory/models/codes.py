@@ -18,11 +18,13 @@ class Codes:
     index   (B, s) int64, the units that are on; -1 marks an empty slot (its values are zero). None: dense codes.
     values  (B, s, r) coefficients of those units; (B, K, r) when dense.
     n_units K.
+    fired   (K,) what `counts` gives, where whoever made the codes has counted already.
     """
 
     index: "Int[Tensor, 'B s'] | None"
     values: "Float[Tensor, 'B s r']"
     n_units: int
+    fired: "Int[Tensor, ' K'] | None" = None
 
     @property
     def rank(self) -> int:
@@ -54,6 +56,8 @@ class Codes:
 
     def counts(self) -> "Int[Tensor, ' K']":
         """How many samples of the batch each unit is active on."""
+        if self.fired is not None:
+            return self.fired
         on = self.slots()
         if self.index is None:
             return on.sum(dim=0)
@@ -71,4 +75,4 @@ class Codes:
 
     def detach(self) -> "Codes":
         """The same codes outside the autograd graph."""
-        return Codes(self.index, self.values.detach(), self.n_units)
+        return Codes(self.index, self.values.detach(), self.n_units, self.fired)

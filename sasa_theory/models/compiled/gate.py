@@ -12,7 +12,7 @@ nothing unlisted can be above it; else the guess was too high, and is lowered.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -50,8 +50,23 @@ class Chosen(NamedTuple):
     smallest: float = 0.0
 
 
+class Then(NamedTuple):
+    """What follows the choice, for rows [start, stop): call(start, stop, chosen, this thread's row of `totals`).
+
+    work: multiply-adds of all rows, see `threads.split`.
+    """
+
+    call: Callable[[int, int, Chosen, ndarray], None]
+    totals: "ndarray"
+    work: int
+
+
 class Gate:
-    """The gate by group norm, rectified or signed. Results lie in buffers that the next call writes over."""
+    """The gate by group norm, rectified or signed. Results lie in buffers that the next call writes over.
+
+    What follows the choice, row by row, is handed in as `then`: where the products are few, threads are woken once for
+    both.
+    """
 
     def __init__(self, space: Workspace, name: str, rank: int, rectify: bool) -> None:
         self.space, self.name, self.rank, self.rectify = space, name, rank, rectify
@@ -61,40 +76,70 @@ class Gate:
         #: BatchTopK's last level, where the next is looked for; 0: unknown
         self.level = 0.0
 
-    def per_row(self, x: ndarray, shift: "ndarray | None", rows: ndarray, bias: ndarray, n_best: int) -> Chosen:
-        """For each row the `n_best` units of largest norm of (x - shift) rows^T + bias.
+    def per_row(
+        self,
+        x: ndarray,
+        shift: "ndarray | None",
+        rows: ndarray,
+        bias: ndarray,
+        n_best: int,
+        then: "Then | None" = None,
+    ) -> Chosen:
+        """For each row the `n_best` units of largest norm of (x - shift) rows^T + bias, and `then`.
 
         rows (K r, D) are the encoder's columns.
         """
-        x, batch = self._shifted(x, shift), len(x)
+        batch = len(x)
         index = self._held("index", (batch, n_best), np.int64)
         values = self._held("values", (batch, n_best, self.rank))
+        moved = x if shift is None else self._held("shifted", x.shape)
+        if shift is not None:
+            split(loops.subtract, batch, x, shift, moved, work=x.size)
+        chosen = Chosen(moved, index, values)
         if rows.size <= SMALL or not int8_is_faster():
-            self._select(x, rows, bias, index, values)
-            return Chosen(x, index, values)
+
+            def select(count: int, first: int, pre: ndarray, thread: int) -> None:
+                loops.select(0, count, first, pre, bias, self.rank, self.rectify, index, values)
+                if then is not None:
+                    then.call(first, first + count, chosen, then.totals[thread])
+
+            self.screen.float32(moved, rows, select)
+            return chosen
         slots = min(len(rows) // self.rank, 3 * n_best + SPARE)
         listed, bound = self._held("listed", (batch, slots), np.int64), self._held("bound", (batch,))
 
         def visitor(count: int, first: int, pre: ndarray, products: Products) -> None:
             loops.shortlist(0, count, first, pre, *products, self.rank, self.rectify, n_best, listed, bound)
 
-        self.screen.int8(x, rows, bias, visitor)
-        found, sure = self._exact(x, rows, bias, listed), self._held("sure", (batch,), np.bool_)
+        self.screen.int8(moved, rows, bias, visitor)
+        found, sure = self._exact(moved, rows, bias, listed), self._held("sure", (batch,), np.bool_)
         split(loops.keep, batch, listed, found, bound, index, values, sure, work=8 * listed.size)
         doubtful = np.flatnonzero(~sure)
         self.rows, self.doubted = self.rows + batch, self.doubted + len(doubtful)
         if len(doubtful):
             again = index[doubtful], values[doubtful]
-            self._select(x[doubtful], rows, bias, *again)
+            self._select(moved[doubtful], rows, bias, *again)
             index[doubtful], values[doubtful] = again
-        return Chosen(x, index, values)
+        if then is not None:
+            split(then.call, batch, chosen, own=then.totals, work=then.work)
+        return chosen
 
-    def per_batch(self, x: ndarray, shift: ndarray, rows: ndarray, bias: ndarray, n_best: int) -> Chosen:
-        """The len(x) n_best largest of relu((x - shift) rows^T + bias), but for zeros; for r = 1.
+    def per_batch(
+        self,
+        x: ndarray,
+        shift: ndarray,
+        rows: ndarray,
+        bias: ndarray,
+        n_best: int,
+        then: "Then | None" = None,
+    ) -> Chosen:
+        """The len(x) n_best largest of relu((x - shift) rows^T + bias), but for zeros, and `then`; for r = 1.
 
         Where processes train together, as many for each of them, chosen among the entries of all.
         """
-        x, batch = self._shifted(x, shift), len(x)
+        moved, batch = self._held("shifted", x.shape), len(x)
+        split(loops.subtract, batch, x, shift, moved, work=x.size)
+        x = moved
         wanted, slots = batch * n_best * parallel.world_size(), min(len(rows), 2 * n_best + 64)
         guesses = self._guesses(x, rows, bias, n_best)
         level = next(guesses)
@@ -120,12 +165,15 @@ class Gate:
         off.ravel()[on] = False
         listed[off], values[off] = -1, 0
         self.level = smallest
-        return Chosen(x, listed, values, smallest)
+        chosen = Chosen(x, listed, values, smallest)
+        if then is not None:
+            split(then.call, batch, chosen, own=then.totals, work=then.work)
+        return chosen
 
     def _select(self, x: ndarray, rows: ndarray, bias: ndarray, index: ndarray, values: ndarray) -> None:
         """The choice from a float32 product itself."""
 
-        def visitor(count: int, first: int, pre: ndarray) -> None:
+        def visitor(count: int, first: int, pre: ndarray, _: int) -> None:
             loops.select(0, count, first, pre, bias, self.rank, self.rectify, index, values)
 
         self.screen.float32(x, rows, visitor)
@@ -145,7 +193,7 @@ class Gate:
         of_x = np.ones_like(squares), np.stack([FLOAT32_NOISE * squares, squares], 1)
         of_w = np.ones_like(lengths), np.stack([np.zeros_like(lengths), lengths], 1)
         known = Products(*of_x, *of_w, bias)
-        self.screen.float32(x, rows, lambda count, first, pre: visitor(count, first, pre, known))
+        self.screen.float32(x, rows, lambda count, first, pre, _: visitor(count, first, pre, known))
 
     def _exact(self, x: ndarray, rows: ndarray, bias: ndarray, listed: ndarray) -> ndarray:
         """Coefficients (B, m, r) of the listed units, in float32."""
@@ -168,13 +216,6 @@ class Gate:
             yield level
             yield level / 2
         yield 0.0
-
-    def _shifted(self, x: ndarray, shift: "ndarray | None") -> ndarray:
-        if shift is None:
-            return x
-        moved = self._held("shifted", x.shape)
-        split(loops.subtract, len(x), x, shift, moved, work=x.size)
-        return moved
 
     def _held(self, what: str, shape: tuple[int, ...], dtype: type = np.float32) -> ndarray:
         return self.space(f"{self.name} {what}", shape, dtype)

@@ -165,11 +165,10 @@ def select(
             v = row[j] + bias[j]
             v = max(v, ZERO) if rectify else v
             square[j] = v * v
-        for k in range(units):
-            total = ZERO
-            for j in range(k * rank, (k + 1) * rank):
-                total += square[j]
-            norms[k] = total
+        norms[:] = ZERO
+        for j in range(rank):
+            for k in range(units):
+                norms[k] += square[k * rank + j]
         best(bits, heap)
         for i in range(len(heap)):
             unit = unit_of(heap[i])
@@ -320,6 +319,7 @@ def exact(
 ) -> None:
     """out[t, i, j] = <x[t], rows[k r + j]> + bias[k r + j] for the pairs (t, i) of the units k, rectified if asked."""
     _, slots, rank = out.shape
+    product = np.empty((rank, 4), np.float32)
     for k in range(start, stop):
         end = starts[k + 1]
         for p in range(starts[k], end, 4):
@@ -327,22 +327,51 @@ def exact(
             # coefficient does not depend, not in its last bit, on what else is listed
             a, b, c = min(p + 1, end - 1), min(p + 2, end - 1), min(p + 3, end - 1)
             t0, t1, t2, t3 = pairs[p] // slots, pairs[a] // slots, pairs[b] // slots, pairs[c] // slots
-            x0, x1, x2, x3 = x[t0], x[t1], x[t2], x[t3]
+            inner(rows[k * rank : (k + 1) * rank], x[t0], x[t1], x[t2], x[t3], product)
             for j in range(rank):
-                row, shift = rows[k * rank + j], bias[k * rank + j]
-                s0, s1, s2, s3 = shift, shift, shift, shift
-                for d in range(len(row)):
-                    w = row[d]
-                    s0 += x0[d] * w
-                    s1 += x1[d] * w
-                    s2 += x2[d] * w
-                    s3 += x3[d] * w
+                shift = bias[k * rank + j]
+                s0, s1, s2, s3 = (
+                    product[j, 0] + shift,
+                    product[j, 1] + shift,
+                    product[j, 2] + shift,
+                    product[j, 3] + shift,
+                )
                 if rectify:
                     s0, s1, s2, s3 = max(s0, ZERO), max(s1, ZERO), max(s2, ZERO), max(s3, ZERO)
                 out[t0, pairs[p] % slots, j] = s0
                 out[t1, pairs[a] % slots, j] = s1
                 out[t2, pairs[b] % slots, j] = s2
                 out[t3, pairs[c] % slots, j] = s3
+
+
+@compiled
+def inner(block: ndarray, y0: ndarray, y1: ndarray, y2: ndarray, y3: ndarray, out: ndarray) -> None:
+    """out[j, i] = <block[j], y_i>, block (r, D), out (r, 4); two rows at a time, so that a load is used often."""
+    rank, width = block.shape
+    for j in range(0, rank - 1, 2):
+        u, v = block[j], block[j + 1]
+        s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
+        r0, r1, r2, r3 = ZERO, ZERO, ZERO, ZERO
+        for d in range(width):
+            s0 += y0[d] * u[d]
+            s1 += y1[d] * u[d]
+            s2 += y2[d] * u[d]
+            s3 += y3[d] * u[d]
+            r0 += y0[d] * v[d]
+            r1 += y1[d] * v[d]
+            r2 += y2[d] * v[d]
+            r3 += y3[d] * v[d]
+        out[j, 0], out[j, 1], out[j, 2], out[j, 3] = s0, s1, s2, s3
+        out[j + 1, 0], out[j + 1, 1], out[j + 1, 2], out[j + 1, 3] = r0, r1, r2, r3
+    if rank % 2:
+        u = block[rank - 1]
+        s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
+        for d in range(width):
+            s0 += y0[d] * u[d]
+            s1 += y1[d] * u[d]
+            s2 += y2[d] * u[d]
+            s3 += y3[d] * u[d]
+        out[rank - 1, 0], out[rank - 1, 1], out[rank - 1, 2], out[rank - 1, 3] = s0, s1, s2, s3
 
 
 @compiled

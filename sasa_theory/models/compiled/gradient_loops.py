@@ -47,10 +47,11 @@ def decode(
     xhat: ndarray,
     residual: ndarray,
     error: ndarray,
+    total: ndarray,
 ) -> None:
     """xhat[t] = bias + sum over slots and columns of values times rows; residual = x - xhat, error[t] its square.
 
-    An index of -1 is skipped; `xhat` is not kept where it is empty.
+    An index of -1 is skipped; `xhat` is not kept where it is empty. The residuals are added to `total`, in float64.
     """
     _, slots, rank = values.shape
     at = np.empty(slots * rank + 3, np.int64)
@@ -76,12 +77,14 @@ def decode(
             for d in range(len(target)):
                 target[d] += w0 * r0[d] + w1 * r1[d] + w2 * r2[d] + w3 * r3[d]
         here, out = x[t], residual[t]
-        total = ZERO
+        square = ZERO
         for d in range(len(target)):
             v = here[d] - target[d]
-            total += v * v
+            square += v * v
             out[d] = v
-        error[t] = total
+        error[t] = square
+        for d in range(len(target)):
+            total[d] += out[d]
 
 
 @numba.njit(inline="always")
@@ -110,13 +113,17 @@ def backward(
     grad_dec: ndarray,
     sums: ndarray,
     cost: ndarray,
+    fired: ndarray,
+    pulled: ndarray,
 ) -> None:
     """Gradients of mean ||residual||^2, the nuclear charge included, by the encoder's columns and the decoder's rows.
 
     With c = -2 / B: d/d values = c <residual, decoder row>; grad_dec = sum of c values residual; grad_enc = sum of
     (d/d values) x; sums = the same without x, the bias's gradient. Where touched[k] the sums go on from what is there,
     otherwise from zero. `charge` adds price times the nuclear norm of D_k E_k (MAP) or D_k (DECODER), of the units that
-    are on or have charged[k]; cost[k] gets the norm.
+    are on or have charged[k]; cost[k] gets the norm, fired[k] the rows on which unit k is on. `pulled` gets sums times
+    the encoder's columns added, unless it is empty: what reaches the decoder's bias through the encoder, with its sign
+    turned.
     """
     _, slots, rank = values.shape
     c = np.float32(-2.0 / len(x))
@@ -127,7 +134,12 @@ def backward(
             grad_enc[a:b] = ZERO
         sums[a:b] = ZERO
         end = starts[k + 1]
-        on = False
+        fired[k] = 0
+        for p in range(starts[k], end):
+            on = False
+            for j in range(rank):
+                on |= values[pairs[p] // slots, pairs[p] % slots, j] != 0
+            fired[k] += on
         for p in range(starts[k], end, 4):
             # four pairs against two columns at a time, so that what is loaded is used often; the last ones repeat, at 0
             p1, p2, p3 = min(p + 1, end - 1), min(p + 2, end - 1), min(p + 3, end - 1)
@@ -139,7 +151,6 @@ def backward(
             for j in range(0, rank, 2):
                 row, to_dec, to_enc = dec[a + j], grad_dec[a + j], grad_enc[a + j]
                 v0, v1, v2, v3 = values[t0, i0, j], values[t1, i1, j], values[t2, i2, j], values[t3, i3, j]
-                on |= v0 != 0 or v1 != 0 or v2 != 0 or v3 != 0
                 s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
                 if j + 1 == rank:
                     for d in range(len(row)):
@@ -164,7 +175,6 @@ def backward(
                     values[t2, i2, j + 1],
                     values[t3, i3, j + 1],
                 )
-                on |= u0 != 0 or u1 != 0 or u2 != 0 or u3 != 0
                 r0, r1, r2, r3 = ZERO, ZERO, ZERO, ZERO
                 for d in range(len(row)):
                     w, z = row[d], next_row[d]
@@ -192,32 +202,14 @@ def backward(
                     f0, f1, f2, f3 = x0[d], x1[d], x2[d], x3[d]
                     to_enc[d] += s0 * f0 + s1 * f1 + s2 * f2 + s3 * f3
                     next_enc[d] += r0 * f0 + r1 * f1 + r2 * f2 + r3 * f3
+        for i in range(a, b):
+            if sums[i] != 0:
+                row = enc[i]
+                for d in range(len(pulled)):
+                    pulled[d] += sums[i] * row[d]
         cost[k] = 0.0
-        if charge != NO_CHARGE and (on or charged[k]):
+        if charge != NO_CHARGE and (fired[k] > 0 or charged[k]):
             if charge == MAP:
                 cost[k] = charge_map(enc[a:b], dec[a:b], price, grad_enc[a:b], grad_dec[a:b])
             else:
                 cost[k] = charge_decoder(dec[a:b], price, grad_dec[a:b])
-
-
-@compiled
-def pull_back(start: int, stop: int, sums: ndarray, rows: ndarray, out: ndarray) -> None:
-    """out[start:stop] -= those columns of sums @ rows: the gradient that reaches b_dec through the encoder."""
-    for i in range(len(sums)):
-        w = sums[i]
-        if w != 0:
-            row = rows[i]
-            for d in range(start, stop):
-                out[d] -= w * row[d]
-
-
-@compiled
-def column_sums(start: int, stop: int, x: ndarray, scale: float, out: ndarray) -> None:
-    """out[start:stop] = scale times the sum of those columns of x."""
-    total = np.zeros(stop - start, np.float64)
-    for t in range(len(x)):
-        row = x[t]
-        for d in range(start, stop):
-            total[d - start] += row[d]
-    for d in range(start, stop):
-        out[d] = np.float32(scale * total[d - start])

@@ -15,6 +15,8 @@ from sasa_theory.models.compiled.gate_loops import ZERO, compiled
 
 #: eigenvalues below this share of the largest, times r, are zeros
 ROUNDING = 4 * np.finfo(np.float64).eps
+#: ranks up to which rotations are faster than LAPACK, and the most rounds of them (four or five do)
+JACOBI, SWEEPS = 8, 30
 
 
 @compiled
@@ -75,22 +77,64 @@ def product(a: ndarray, b: ndarray, out: ndarray) -> None:
 
 
 @compiled
+def eigen(square: ndarray, values: ndarray, vectors: ndarray) -> None:
+    """Eigenvalues, in no order, and vectors (columns) of a symmetric matrix (r, r), which is written over.
+
+    Small ones by Jacobi's rotations, which calling LAPACK would cost as much as: until every entry off the diagonal is
+    below 1e-10 of the geometric mean of its two on it, so that small eigenvalues are relatively as exact as large.
+    """
+    rank = len(square)
+    if rank > JACOBI:
+        found, columns = np.linalg.eigh(square)
+        values[:], vectors[:] = found, columns
+        return
+    for i in range(rank):
+        for j in range(rank):
+            vectors[i, j] = 1.0 if i == j else 0.0
+    for _ in range(SWEEPS):
+        rotated = False
+        for p in range(rank - 1):
+            for q in range(p + 1, rank):
+                off = square[p, q]
+                if off * off <= 1e-20 * abs(square[p, p] * square[q, q]):
+                    continue
+                rotated = True
+                ratio = 0.5 * (square[q, q] - square[p, p]) / off
+                tangent = np.copysign(1.0, ratio) / (abs(ratio) + np.sqrt(ratio * ratio + 1.0))
+                cosine = 1.0 / np.sqrt(tangent * tangent + 1.0)
+                sine = tangent * cosine
+                for i in range(rank):
+                    x, y = square[i, p], square[i, q]
+                    square[i, p], square[i, q] = cosine * x - sine * y, sine * x + cosine * y
+                    x, y = vectors[i, p], vectors[i, q]
+                    vectors[i, p], vectors[i, q] = cosine * x - sine * y, sine * x + cosine * y
+                for i in range(rank):
+                    x, y = square[p, i], square[q, i]
+                    square[p, i], square[q, i] = cosine * x - sine * y, sine * x + cosine * y
+        if not rotated:
+            break
+    for i in range(rank):
+        values[i] = square[i, i]
+
+
+@compiled
 def charge_map(enc: ndarray, dec: ndarray, price: float, grad_enc: ndarray, grad_dec: ndarray) -> float:
     """||dec^T enc||_* of one unit; adds price times its gradient to both gradients."""
     rank = len(dec)
     gram_a, gram_b = np.empty((rank, rank)), np.empty((rank, rank))
     gram(enc, gram_a)
     gram(dec, gram_b)
-    values, vectors = np.linalg.eigh(gram_b)
-    floor = max(values[-1], 0.0) * rank * ROUNDING
+    values, vectors = np.empty(rank), np.empty((rank, rank))
+    eigen(gram_b, values, vectors)
+    floor = max(values.max(), 0.0) * rank * ROUNDING
     for i in range(rank):
         values[i] = np.sqrt(values[i]) if values[i] > floor else 0.0
     root, half, whole = np.empty((rank, rank)), np.empty((rank, rank)), np.empty((rank, rank))
     outer_sum(vectors, values, root)
     product(gram_a, root, half)
     product(root, half, whole)
-    values, vectors = np.linalg.eigh(whole)
-    floor = max(values[-1], 0.0) * rank * ROUNDING
+    eigen(whole, values, vectors)
+    floor = max(values.max(), 0.0) * rank * ROUNDING
     inverse, cubed = np.zeros(rank), np.zeros(rank)
     norm = 0.0
     for i in range(rank):
@@ -114,8 +158,9 @@ def charge_decoder(dec: ndarray, price: float, grad_dec: ndarray) -> float:
     rank = len(dec)
     square = np.empty((rank, rank))
     gram(dec, square)
-    values, vectors = np.linalg.eigh(square)
-    floor = max(values[-1], 0.0) * rank * ROUNDING
+    values, vectors = np.empty(rank), np.empty((rank, rank))
+    eigen(square, values, vectors)
+    floor = max(values.max(), 0.0) * rank * ROUNDING
     norm = 0.0
     for i in range(rank):
         kept = values[i] > floor

@@ -54,31 +54,38 @@ class Screen:
 
         products = Products(*of_x, *of_w, np.ascontiguousarray(bias.reshape(-1, self.rank).T).ravel())
 
-        def visit(start: int, stop: int, out: Tensor) -> None:
+        def visit(start: int, stop: int, out: Tensor, _: int) -> None:
             loops.quantise(start, stop, x, balance, 1, x8, *of_x)
             pre = torch._int_mm(factor[start:stop], weights, out=out)
             visitor(stop - start, start, pre.numpy(), products)
 
         self._in_chunks(visit, np.int32, batch, n)
 
-    def float32(self, x: ndarray, rows: ndarray, visitor: "Callable[[int, int, ndarray], None]") -> None:
-        """Show every chunk of x rows^T, columns in the order of `rows`: visitor(number of rows, first, products)."""
+    def float32(
+        self,
+        x: ndarray,
+        rows: ndarray,
+        visitor: "Callable[[int, int, ndarray, int], None]",
+    ) -> None:
+        """Show every chunk of x rows^T, columns in the order of `rows`: visitor(how many, first, products, thread)."""
         factor, weights = torch.from_numpy(x), torch.from_numpy(rows).T
 
-        def visit(start: int, stop: int, out: Tensor) -> None:
-            visitor(stop - start, start, torch.mm(factor[start:stop], weights, out=out).numpy())
+        def visit(start: int, stop: int, out: Tensor, thread: int) -> None:
+            visitor(stop - start, start, torch.mm(factor[start:stop], weights, out=out).numpy(), thread)
 
         self._in_chunks(visit, np.float32, len(x), len(rows))
 
-    def _in_chunks(self, visit: "Callable[[int, int, Tensor], None]", dtype: type, batch: int, columns: int) -> None:
+    def _in_chunks(
+        self, visit: "Callable[[int, int, Tensor, int], None]", dtype: type, batch: int, columns: int
+    ) -> None:
         rows = min(max(ROWS, CHUNK // columns), -(-batch // torch.get_num_threads()))
         chunks = itertools.count()
 
         def work(thread: int) -> None:
-            buffer = self.space.tensor(f"products {thread} {dtype.__name__}", (rows, columns), dtype)
+            buffer = self.space.tensor(f"{self.name} products {thread} {dtype.__name__}", (rows, columns), dtype)
             while (start := next(chunks) * rows) < batch:
                 stop = min(start + rows, batch)
-                visit(start, stop, buffer[: stop - start])
+                visit(start, stop, buffer[: stop - start], thread)
 
         spread(work)
 

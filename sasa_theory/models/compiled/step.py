@@ -20,7 +20,7 @@ from sasa_theory import parallel
 from sasa_theory.models.base import Loss, SparseModel
 from sasa_theory.models.codes import Codes
 from sasa_theory.models.compiled import gradient_loops, update_loops
-from sasa_theory.models.compiled.gate import Chosen, Gate, even
+from sasa_theory.models.compiled.gate import Chosen, Gate, Then, even
 from sasa_theory.models.compiled.workspace import Workspace
 from sasa_theory.models.form import GatedForm
 from sasa_theory.threads import split
@@ -82,45 +82,41 @@ class CompiledStep:
         grad_enc, grad_dec = space("grad enc", enc.shape), space("grad dec", dec.shape)
         grad_b_enc, grad_b_dec = space("grad b_enc", bias.shape), space("grad b_dec", (model.width_in,))
 
-        chosen = self._choose(rows, enc, bias)
+        xhat, residual, error = space("xhat", rows.shape), space("residual", rows.shape), space("error", (batch,))
+        totals, shift = self._per_thread("totals", np.float64), model.b_dec.numpy()
+
+        def decode(start: int, stop: int, chosen: Chosen, total: ndarray) -> None:
+            gradient_loops.decode(
+                start, stop, chosen.units, chosen.values, dec, shift, rows, xhat, residual, error, total
+            )
+
+        choose = self.gate.per_batch if form.per_batch else self.gate.per_row
+        work = batch * form.n_best * model.rank * model.width_in
+        chosen = choose(rows, shift, enc, bias, form.n_best, Then(decode, totals, work))
         moved, index, values, _ = chosen
-        xhat, residual = space("xhat", rows.shape), space("residual", rows.shape)
-        error = space("error", (batch,))
-        split(
-            gradient_loops.decode,
-            batch,
-            index,
-            values,
-            dec,
-            model.b_dec.numpy(),
-            rows,
-            xhat,
-            residual,
-            error,
-            work=values.size * model.width_in,
-        )
         parts = {"reconstruction": float(error.sum(dtype=np.float64)) / batch}
 
         touched = space("touched", (n_units,), np.bool_)
         touched[:] = False
         auxiliary, aux_sums = self._auxiliary(residual, dead, touched, grad_enc, grad_dec)
 
-        cost = space("cost", (n_units,), np.float64)
+        cost, fired = space("cost", (n_units,), np.float64), space("fired", (n_units,), np.int64)
         starts, pairs = gradient_loops.by_unit(index, n_units)
+        pulled = self._per_thread("pulled", np.float32)
         price = form.price * penalty_scale
         charge = CHARGES[form.penalty] if price > 0 else gradient_loops.NO_CHARGE
-        codes = Codes(torch.from_numpy(index), torch.from_numpy(values), n_units)
+        codes = Codes(torch.from_numpy(index), torch.from_numpy(values), n_units, torch.from_numpy(fired))
         # units charged though none of these rows may use them: all, or those that another process's rows use
         charged = np.full(n_units, form.everyone)
         if charge != gradient_loops.NO_CHARGE and not form.everyone and parallel.world_size() > 1:
-            charged = parallel.any_process(codes.counts() > 0).numpy()
+            here = Codes(codes.index, codes.values, n_units).counts() > 0
+            charged = parallel.any_process(here).numpy()
         split(
             gradient_loops.backward, n_units, starts, pairs, values, residual, moved, enc, dec, form.rectify, touched,
-            charge, price, charged, grad_enc, grad_dec, grad_b_enc, cost, cuts=even(starts),
-            work=3 * values.size * model.width_in,
+            charge, price, charged, grad_enc, grad_dec, grad_b_enc, cost, fired, cuts=even(starts),
+            work=3 * values.size * model.width_in, own=pulled,
         )  # fmt: skip
-        split(gradient_loops.column_sums, model.width_in, residual, -2.0 / batch, grad_b_dec, work=residual.size)
-        split(gradient_loops.pull_back, model.width_in, grad_b_enc, enc, grad_b_dec, work=enc.size)
+        grad_b_dec[:] = -2 / batch * totals.sum(0) - pulled.sum(0)
         if aux_sums is not None:
             grad_b_enc += aux_sums
         if form.penalty is not None:
@@ -135,11 +131,11 @@ class CompiledStep:
         state = {"smallest": torch.tensor(chosen.smallest)} if form.per_batch else {}
         return Loss(total, tensors, codes, torch.from_numpy(xhat), state)
 
-    def _choose(self, rows: ndarray, enc: ndarray, bias: ndarray) -> Chosen:
-        shift, n_best = self.model.b_dec.numpy(), self.form.n_best
-        if not self.form.per_batch:
-            return self.gate.per_row(rows, shift, enc, bias, n_best)
-        return self.gate.per_batch(rows, shift, enc, bias, n_best)
+    def _per_thread(self, name: str, dtype: type) -> ndarray:
+        """Zeros, a row (D,) for every thread."""
+        held = self.space(name, (torch.get_num_threads(), self.model.width_in), dtype)
+        held[:] = 0
+        return held
 
     def _auxiliary(
         self,
@@ -157,32 +153,30 @@ class CompiledStep:
         enc, dec, bias = model.W_enc.T.numpy(), model.W_dec.numpy(), model.b_enc.numpy()
         columns = (which[:, None] * model.rank + np.arange(model.rank)).ravel()
         n_best = min(self.form.n_aux, len(which))
-        _, place, values, _ = self.aux_gate.per_row(residual, None, enc[columns], bias[columns], n_best)
-        index = which[place]
+        own = enc.take(columns, axis=0, out=space("aux enc", (len(columns), model.width_in)), mode="clip")
         left, error = space("aux left", residual.shape), space("aux error", (len(residual),))
         nothing, unkept = np.zeros(model.width_in, np.float32), np.empty((0, 0), np.float32)
-        split(
-            gradient_loops.decode,
-            len(residual),
-            index,
-            values,
-            dec,
-            nothing,
-            residual,
-            unkept,
-            left,
-            error,
-            work=values.size * model.width_in,
-        )
+        few = dec.take(columns, axis=0, out=space("aux dec", own.shape), mode="clip")
+
+        def decode(start: int, stop: int, chosen: Chosen, total: ndarray) -> None:
+            gradient_loops.decode(
+                start, stop, chosen.units, chosen.values, few, nothing, residual, unkept, left, error, total
+            )
+
+        work = len(residual) * n_best * model.rank * model.width_in
+        then = Then(decode, self._per_thread("aux totals", np.float64), work)
+        _, place, values, _ = self.aux_gate.per_row(residual, None, own, bias[columns], n_best, then)
+        index = which[place]
         starts, pairs = gradient_loops.by_unit(index, model.n_units)
         sums, cost = space("aux sums", bias.shape), space("cost", (model.n_units,), np.float64)
+        fired = space("fired", (model.n_units,), np.int64)
         touched[:] = True
         grad_enc.reshape(model.n_units, -1)[which] = 0
         grad_dec.reshape(model.n_units, -1)[which] = 0
         split(
             gradient_loops.backward, model.n_units, starts, pairs, values, left, residual, enc, dec, self.form.rectify,
-            touched, gradient_loops.NO_CHARGE, 0.0, touched, grad_enc, grad_dec, sums, cost, cuts=even(starts),
-            work=3 * values.size * model.width_in,
+            touched, gradient_loops.NO_CHARGE, 0.0, touched, grad_enc, grad_dec, sums, cost, fired, cuts=even(starts),
+            work=3 * values.size * model.width_in, own=np.empty((torch.get_num_threads(), 0), np.float32),
         )  # fmt: skip
         touched[:] = False
         touched[which] = True
@@ -197,7 +191,7 @@ class CompiledStep:
         given = [p for p in (model.W_enc, model.b_enc, model.W_dec, model.b_dec) if p.grad is not None]
         share = 1.0
         if clip_norm is not None:
-            share = min(1.0, clip_norm / (self._norm(given) + 1e-6))
+            share = min(1.0, clip_norm / (self._norm() + 1e-6))
         moments = {id(p): self._moments(p) for p in given}
         rate = self._rate(share)
         size = space("size", (model.n_units,))
@@ -215,15 +209,14 @@ class CompiledStep:
             by_unit = model.b_enc.numpy().reshape(model.n_units, model.rank)
             by_unit *= size[:, None]
 
-    def _norm(self, given: list[Tensor]) -> float:
+    def _norm(self) -> float:
         """Length of the whole gradient."""
-        total = 0.0
-        for p in given:
-            rows = np.atleast_2d((_grad(p).T if p is self.model.W_enc else _grad(p)).numpy())
-            squares = self.space("squares", (len(rows),), np.float64)
-            split(update_loops.square, len(rows), rows, squares, work=rows.size)
-            total += float(squares.sum())
-        return math.sqrt(total)
+        model = self.model
+        enc, dec = _grad(model.W_enc).T.numpy(), _grad(model.W_dec).numpy()
+        squares = self.space("squares", (len(dec),), np.float64)
+        split(update_loops.square, len(dec), enc, dec, squares, work=2 * dec.size)
+        biases = [bias.grad.numpy() for bias in (model.b_enc, model.b_dec) if bias.grad is not None]
+        return math.sqrt(float(squares.sum()) + sum(float(grad @ grad) for grad in biases))
 
     def _moments(self, p: Tensor) -> tuple[ndarray, ndarray]:
         """Both moments of p in the optimiser's state, where one more step is counted."""

@@ -11,14 +11,15 @@ FREE, UNIT_ROWS, UNIT_BLOCKS, GAUGE = 0, 1, 2, 3
 
 
 @compiled
-def square(start: int, stop: int, x: ndarray, out: ndarray) -> None:
-    """out[i] = ||x[i]||^2 of rows, in float64."""
+def square(start: int, stop: int, x: ndarray, y: ndarray, out: ndarray) -> None:
+    """out[i] = ||x[i]||^2 + ||y[i]||^2 of rows, float64 sums of float32 ones."""
     for i in range(start, stop):
-        row = x[i]
-        total = ZERO
-        for d in range(len(row)):
-            total += row[d] * row[d]
-        out[i] = total
+        a, b = x[i], y[i]
+        first, second = ZERO, ZERO
+        for d in range(len(a)):
+            first += a[d] * a[d]
+            second += b[d] * b[d]
+        out[i] = float(first) + float(second)
 
 
 @compiled
