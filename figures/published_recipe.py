@@ -10,7 +10,8 @@ Two worlds that others wrote (synthetic/specs/README.md):
                 rounding at 1 % of the signal; this world has no noise of its own). Only for the gates that are told how
                 many columns are on, so that the budget is met and not approached.
 The group lasso stands there twice. "grouplasso" is steered to 16 active columns (its shrinkage leaves half of the
-variance unexplained at small learning rates, a tenth at the largest); "grouplasso, loose" has the coefficient of a grid that explains most with at most twice as many.
+variance unexplained at small learning rates, a tenth at the largest); "grouplasso, loose" has the
+coefficient of a grid that explains most with at most twice as many.
 
 `synthsaebench-16k`: 4,096 columns, L0 25; SASA has blocks of 2 with 12 on or of 4 with 6 on (L0 24), no nuclear norm.
 
@@ -19,8 +20,8 @@ of the budget's L0 (else the run nearest to it). SASA's nuclear coefficient is a
 edge of C6's window for a factor of three even directions: the largest that leaves at most PRICE times the least
 unexplained variance. Planted truth plays no part in it, and the search's seed is none of the figure's.
 
-ReLU, JumpReLU and Gated had not settled at their L0 in 800 steps where the rate suits them (L0 6 to 13 at 3e-3 and 1e-2,
-yet less unexplained), so this rule gives them rates that are too small or too large: they stand below their best.
+ReLU, JumpReLU and Gated had not settled at their L0 in 800 steps where the rate suits them (at 3e-3 and 1e-2: L0 6
+to 13, yet less unexplained); this rule gives them rates too small or too large, so they stand below their best.
 
 On SynthSAEBench the search has 30 steps, too few: the rates it takes are too small for the 200 steps of the standard
 profile (BatchTopK at 3e-3 instead of 1e-3: explained variance .35 instead of .25, F1 .08 instead of .04, one seed).
