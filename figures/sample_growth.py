@@ -46,7 +46,7 @@ from synthetic.errors import DataError
 LABELS = {
     "topk": "TopK",
     "abstopk": "AbsTopK",
-    "batchtopk": "BatchTopK",
+    "batchtopk": "BatchTopK, decoder at one unit",
     "relu": "ReLU (l1), decoder",
     "lines": "K-lines",
     "sasa": "SASA",
