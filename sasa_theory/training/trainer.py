@@ -34,6 +34,7 @@ from sasa_theory.models.compiled import compiled_step
 from sasa_theory.models.normaliser import Context, NormalisedModel, Normaliser
 from sasa_theory.training.device import LossWatch
 from sasa_theory.training.firing import FiringTracker
+from sasa_theory.training.optimizer import make_optimizer, step
 from sasa_theory.training.settings import TrainSettings
 from sasa_theory.training.split_groups import rows_needed, split_groups
 from sasa_theory.training.state import load_state, save_state
@@ -82,7 +83,7 @@ class Trainer:
         self.out = Path(out) if out is not None else None
         self.deadline, self.progress = deadline, progress
         self.firing = FiringTracker(model.n_units, settings.dead_window, settings.dead_threshold, self.device)
-        self.optimizer = _optimizer(model, settings)
+        self.optimizer = make_optimizer(model.parameters(), settings)
         self.compiled = compiled_step(model, self.optimizer)
         #: on a GPU, where looking at each loss would make the host wait
         self.watch = LossWatch(self.optimizer, self.device) if self.device.type == "cuda" else None
@@ -176,7 +177,7 @@ class Trainer:
             parallel.average_gradients(model)
             if settings.clip_norm is not None:
                 nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], settings.clip_norm)
-            self.optimizer.step()
+            step(self.optimizer)
             model.post_step(loss)
         parallel.average_buffers(model)
         self.firing.update(loss.codes)
@@ -355,15 +356,6 @@ class Trainer:
         self._log = lines[: state["log_lines"]]
         if parallel.is_first():
             write_text(log, "".join(line + "\n" for line in self._log))
-
-
-def _optimizer(model: SparseModel, settings: TrainSettings) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(
-            parameters, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-        )
-    return torch.optim.Adam(parameters, settings.lr, betas=settings.betas, fused=True)
 
 
 def _explained(x: Tensor, xhat: Tensor) -> float:
