@@ -49,13 +49,13 @@ PLANS: dict[str, dict[str, Any]] = {
         "phase": {"steps": 400, "seeds": 1},
     },
     "standard": {
-        "size": {"spec": "rank-recovery-192", "width": 96, "count": 4, "active": 2, "steps": 2000, "batch": 512},
+        "size": {"spec": "rank-recovery-192", "width": 96, "count": 4, "active": 2, "steps": 1200, "batch": 512},
         "variants": None,
         "loads": (0.75, 1.5, 3.0),
         "active": (1, 2, 4, 6),
         "ratios": (0.5, 1.0, 1.5, 2.0, 3.0),
         "shares": (0.0, 0.1, 0.3, 1.0, 2.5),
-        "phase": {"steps": 1000, "seeds": 1},
+        "phase": {"steps": 800, "seeds": 1},
     },
     "paper": {
         "size": SIZES["paper"],
