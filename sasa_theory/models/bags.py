@@ -104,16 +104,18 @@ def outer(
     with_sums: bool = False,
 ) -> "tuple[Float[Tensor, 'Kr D'], Float[Tensor, ' Kr'] | None]":
     """Per column, the sum of values times x over the pairs that use it; and, if asked, the sum of the values."""
-    columns, weights = _columns(index, values)
-    if columns.numel() == 0:
+    _, slots, rank = values.shape
+    if values.numel() == 0:
         return x.new_zeros(n_columns, x.shape[1]), x.new_zeros(n_columns) if with_sums else None
-    by_column, order = columns.flatten().sort(stable=True)
-    starts = torch.searchsorted(by_column, torch.arange(n_columns, device=x.device))
-    weights = weights.flatten()
-    row = torch.div(order, columns.shape[1], rounding_mode="floor")
-    gradient = embedding_bag(row, x, starts, per_sample_weights=weights[order], mode="sum")
-    sums = embedding_bag(order, weights[:, None], starts, mode="sum").flatten() if with_sums else None
-    return gradient, sums
+    weights = (values * (index >= 0)[..., None]).flatten(0, 1)
+    by_unit, order = index.clamp_min(0).flatten().sort(stable=True)
+    starts = torch.searchsorted(by_unit, torch.arange(n_columns // rank, device=x.device))
+    row = torch.div(order, slots, rounding_mode="floor")
+    gradient = x.new_empty(n_columns // rank, rank, x.shape[1])
+    for j, weight in enumerate(weights[order].T.contiguous()):
+        gradient[:, j] = embedding_bag(row, x, starts, per_sample_weights=weight, mode="sum")
+    sums = embedding_bag(order, weights, starts, mode="sum").flatten() if with_sums else None
+    return gradient.flatten(0, 1), sums
 
 
 def _columns(index: Tensor, values: Tensor) -> "tuple[Int[Tensor, 'B sr'], Float[Tensor, 'B sr']]":

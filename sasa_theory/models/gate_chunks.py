@@ -14,13 +14,16 @@ from torch import Tensor
 from sasa_theory.models import bags
 from sasa_theory.models.rounding import SIGMAS, balance_of, int8_is_faster, padded
 
-#: bytes of pre-activations per chunk: fewer and the product packs the weights too often, more and memory is all it uses
-CHUNK = 64 << 20
+#: bytes of pre-activations per chunk on a GPU, and on a CPU, whose cache they should fit; rows below which a CPU's
+#: product would pack the weights too often
+CHUNK, CHUNK_CPU, ROWS_CPU = 64 << 20, 16 << 20, 1024
 #: the same behind an int8 product: these stay in cache until the gate has read them
 CHUNK_INT8 = 8 << 20
 #: share of uncertain rows in a chunk above which the next names twice as many candidates; and above which, with those,
 #: the rest of the batch goes to float32 directly
 ENOUGH_OPEN, GIVE_UP = 0.05, 0.3
+#: what a coefficient of a candidate costs, in coefficients of the float32 product
+RESCORING = 32
 #: multiplications from which the int8 product pays for its preparation
 WORTHWHILE = 1 << 31
 
@@ -62,7 +65,8 @@ def gate_full(
     columns = w_enc.shape[1]
     index = torch.empty(len(x), n_best, dtype=torch.int64, device=x.device)
     values = x.new_empty(len(x), n_best, rank)
-    step = max(1, min(len(x), CHUNK // (columns * x.element_size())))
+    size = columns * x.element_size()
+    step = max(1, min(len(x), CHUNK // size if x.is_cuda else max(ROWS_CPU, CHUNK_CPU // size)))
     select, buffer = bags.fastest(x).select, x.new_empty(2, step, columns)
     if low is not None:
         w_enc = w_enc.to(low)
@@ -92,7 +96,7 @@ def screening_pays(x: Tensor, w_enc: Tensor, rank: int, n_best: int) -> bool:
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.numel() * columns >= WORTHWHILE
-        and 4 * candidates(n_best) * rank <= columns
+        and RESCORING * candidates(n_best) * rank <= columns
         and int8_is_faster()
     )
 

@@ -3,22 +3,15 @@
 Every loop runs over rows or units [start, stop), one range per thread (`sasa_theory.threads`).
 """
 
-import numba
 import numpy as np
 from numpy import ndarray
 
 from sasa_theory.models import rounding
-
-#: sums may be reordered and fused, as a BLAS does; NaN and Inf keep their meaning, and a division by zero is not looked
-#: for (the test would keep the processor from dividing sixteen numbers at once)
-compiled = numba.njit(nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy", cache=True)
+from sasa_theory.models.compiled.best_loops import FEW, above, best, best_of_few, key_of, unit_of
+from sasa_theory.models.compiled.compile import ZERO, compiled
 
 SIGMAS = np.float32(rounding.SIGMAS)
-ZERO = np.float32(0.0)
 TOP = np.float32(127.0)
-#: units compared together before any is on its own
-BLOCK = 64
-LAST, MASK = np.int64(2**31 - 1), np.int64(2**32 - 1)
 
 
 @compiled
@@ -169,7 +162,10 @@ def select(
         for j in range(rank):
             for k in range(units):
                 norms[k] += square[k * rank + j]
-        best(bits, heap)
+        if len(heap) <= FEW:
+            best_of_few(bits, heap)
+        else:
+            best(bits, heap)
         for i in range(len(heap)):
             unit = unit_of(heap[i])
             index[first + p, i] = unit
@@ -239,70 +235,6 @@ def list_above(
         index[t, : min(found, slots)] = place[: min(found, slots)]
         index[t, min(found, slots) :] = -1
         counts[t] = found
-
-
-@numba.njit(inline="always")
-def key_of(bits: np.int32, unit: int) -> np.int64:
-    """One number that orders as the bound with these bits, equal ones by lower unit first."""
-    return (np.int64(bits) << 32) | (LAST - unit)
-
-
-@numba.njit(inline="always")
-def unit_of(key: np.int64) -> np.int64:
-    """The unit of a key."""
-    return LAST - (key & MASK)
-
-
-@compiled
-def above(bits: ndarray, floor: float, keys: ndarray) -> int:
-    """Write the keys of all bounds above `floor` and return how many they are."""
-    level = np.array([floor], np.float32).view(np.int32)[0]
-    found, whole = 0, len(bits) // BLOCK * BLOCK
-    for low in range(0, whole, BLOCK):
-        some = np.int32(0)
-        for i in range(BLOCK):
-            some |= np.int32(bits[low + i] > level)
-        if some:
-            for k in range(low, low + BLOCK):
-                keys[found] = key_of(bits[k], k)
-                found += bits[k] > level
-    for k in range(whole, len(bits)):
-        keys[found] = key_of(bits[k], k)
-        found += bits[k] > level
-    return found
-
-
-@compiled
-def best(bits: ndarray, heap: ndarray) -> None:
-    """Fill `heap` with the keys of the largest bounds (as bits), the least of them at its root; ties to lower units."""
-    kept, units = len(heap), len(bits)
-    for i in range(kept):
-        heap[i] = key_of(bits[i], i)
-    for i in range(kept // 2 - 1, -1, -1):
-        sift(heap, i)
-    worst = np.int32(heap[0] >> 32)
-    for k in range(kept, units):
-        if bits[k] > worst:
-            heap[0] = key_of(bits[k], k)
-            sift(heap, 0)
-            worst = np.int32(heap[0] >> 32)
-
-
-@numba.njit(inline="always")
-def sift(heap: ndarray, i: int) -> None:
-    """Restore the heap below slot i."""
-    moved, end = heap[i], len(heap)
-    while True:
-        child = 2 * i + 1
-        if child >= end:
-            break
-        if child + 1 < end and heap[child + 1] < heap[child]:
-            child += 1
-        if heap[child] >= moved:
-            break
-        heap[i] = heap[child]
-        i = child
-    heap[i] = moved
 
 
 @compiled

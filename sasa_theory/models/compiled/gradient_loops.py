@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from numpy import ndarray
 
-from sasa_theory.models.compiled.gate_loops import ZERO, compiled
+from sasa_theory.models.compiled.compile import ZERO, compiled
 from sasa_theory.models.compiled.nuclear_loops import charge_decoder, charge_map
 
 #: what a group is charged for

@@ -11,7 +11,7 @@ the largest. Blocks are given with their r rows contiguous: enc = A^T, dec = B.
 import numpy as np
 from numpy import ndarray
 
-from sasa_theory.models.compiled.gate_loops import ZERO, compiled
+from sasa_theory.models.compiled.compile import ZERO, compiled
 
 #: eigenvalues below this share of the largest, times r, are zeros
 ROUNDING = 4 * np.finfo(np.float64).eps

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy import ndarray
 
-from sasa_theory.models.compiled.gate_loops import ZERO, compiled
+from sasa_theory.models.compiled.compile import ZERO, compiled
 
 #: what is fixed after a step: nothing; every decoder row at length 1; every decoder block at length sqrt(r); the same,
 #: its encoder block and bias scaled back

@@ -60,6 +60,8 @@ def test_codes_loss_and_every_gradient_equal_the_plain_path(case, dtype):
     low = case["screened"] and dtype == torch.float32 and gate_chunks.candidates(n_best) <= case["units"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate_chunks, "CHUNK", chunk)
+        patch.setattr(gate_chunks, "CHUNK_CPU", chunk)
+        patch.setattr(gate_chunks, "ROWS_CPU", 1)
         patch.setattr(gate_chunks, "CHUNK_INT8", chunk)
         patch.setattr(gate_chunks, "screening_pays", lambda *_: low)
         index, values = gated_torch.encode(*ours[:4], case["rank"], n_best, case["rectify"])
