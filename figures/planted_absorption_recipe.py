@@ -26,13 +26,12 @@ import dataclasses
 import functools
 import importlib.resources
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures.splitting_recipe import description_bits
+from figures.splitting_recipe import best, description_bits
 from sasa_theory.evaluation import ExplainedVariance, Sparsity
 from sasa_theory.evaluation import run as measure
 from sasa_theory.files import write_json
@@ -209,22 +208,14 @@ def choose(grid: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, d
         for budget, model in cells_of(dim):
             cells = [c for c in grid if (c["dim"], c["budget"], c["model"]) == (dim, budget, model)]
             target = budget_of(world, budget) * GROUPS.get(model, 1)
-            best = [
-                _best([c for c in cells if c["nuclear"] == share], target) for share in {c["nuclear"] for c in cells}
+            found_at = [
+                best([c for c in cells if c["nuclear"] == share], target) for share in {c["nuclear"] for c in cells}
             ]
-            most = PRICE * min(cell["unexplained"] for cell in best)
-            cell = max((cell for cell in best if cell["unexplained"] <= most), key=lambda cell: cell["nuclear"])
+            most = PRICE * min(cell["unexplained"] for cell in found_at)
+            cell = max((cell for cell in found_at if cell["unexplained"] <= most), key=lambda cell: cell["nuclear"])
             found = {"lr": cell["lr"], "nuclear": cell["nuclear"]}
             chosen.setdefault(str(dim), {}).setdefault(budget, {})[model] = found
     return chosen
-
-
-def _best(cells: Sequence[Mapping[str, Any]], target: float) -> Mapping[str, Any]:
-    """The least unexplained cell within 15 % of the target L0, else the one nearest to it."""
-    matched = [cell for cell in cells if abs(cell["l0"] / target - 1) <= 0.15]
-    if matched:
-        return min(matched, key=lambda cell: cell["unexplained"])
-    return min(cells, key=lambda cell: abs(math.log(max(cell["l0"], 1e-3) / target)))
 
 
 if __name__ == "__main__":

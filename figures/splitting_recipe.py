@@ -14,8 +14,8 @@ The world for two cores is a quarter of the published one: R^192 for R^768, 64 f
 principal directions alone would explain two thirds.
 
 The grid crosses the learning rate with the sparsity (the three budgets) for every architecture alike; SASA's nuclear
-coefficient is a grid of its own. The choice is the smallest held-out unexplained variance among runs within 15 % of
-the budget's L0 (else the run nearest to it); the nuclear coefficient is the largest one that leaves at most PRICE times
+coefficient is a grid of its own. The choice is the smallest held-out unexplained variance among runs with at most 15 %
+more than the budget's L0 (else the run nearest to it); the nuclear coefficient is the largest one that leaves at most PRICE times
 the best one's. Planted truth plays no part in it, and the search's seed is none of the figure's. Energy "total" only.
 """
 
@@ -233,25 +233,26 @@ def search(out: Path) -> dict[str, Any]:
 def choose(grid: list[dict[str, Any]]) -> dict[str, Any]:
     """The learning rate of every model under every budget, and SASA's nuclear coefficient."""
     groups = SEARCH.budget("columns")
-    best = {lam: _best([c for c in grid if c["model"] == "sasa" and c["nuclear"] == lam], groups) for lam in NUCLEAR}
-    least = min(cell["unexplained"] for cell in best.values())
-    nuclear = max(lam for lam, cell in best.items() if cell["unexplained"] <= PRICE * least)
+    found = {lam: best([c for c in grid if c["model"] == "sasa" and c["nuclear"] == lam], groups) for lam in NUCLEAR}
+    least = min(cell["unexplained"] for cell in found.values())
+    nuclear = max(lam for lam, cell in found.items() if cell["unexplained"] <= PRICE * least)
     chosen: dict[str, dict[str, float]] = {budget: {} for budget in BUDGETS}
     for budget, model in itertools.product(BUDGETS, (*VECTORS, *BLOCKS, "sasa")):
         grouped = model not in VECTORS
         cells = [c for c in grid if c["model"] == model and c["budget"] == ("columns" if grouped else budget)]
         target = groups if grouped else SEARCH.budget(budget)
-        cell = best[nuclear] if model == "sasa" else _best(cells, target)
+        cell = found[nuclear] if model == "sasa" else best(cells, target)
         chosen[budget][model] = cell["lr"]
     return {"chosen": chosen, "nuclear": nuclear}
 
 
-def _best(cells: Sequence[Mapping[str, Any]], target: float) -> Mapping[str, Any]:
-    """The least unexplained cell within 15 % of the target L0, else the one nearest to it."""
-    matched = [cell for cell in cells if abs(cell["l0"] / target - 1) <= 0.15]
-    if matched:
-        return min(matched, key=lambda cell: cell["unexplained"])
-    return min(cells, key=lambda cell: abs(math.log(max(cell["l0"], 1e-3) / target)))
+def best(cells: Sequence[Mapping[str, Any]], target: float) -> Mapping[str, Any]:
+    """The least unexplained cell with at most 15 % more than the target L0 (fewer columns are no advantage), else the
+    one nearest to it."""
+    allowed = [cell for cell in cells if cell["l0"] <= 1.15 * target]
+    if allowed:
+        return min(allowed, key=lambda cell: float(cell["unexplained"]))
+    return min(cells, key=lambda cell: float(cell["l0"]))
 
 
 if __name__ == "__main__":

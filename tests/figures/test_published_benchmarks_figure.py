@@ -191,7 +191,7 @@ def cells(**curved):
         ((0.95, 0.93), (0.5, 0.6), ("supported", "supported")),
         ((0.8, 0.93), (0.5, 0.6), ("undecided", "supported")),
         ((0.95, 0.8), (0.5, 0.81), ("undecided", "undecided")),
-        ((0.95, 0.93), (0.95, 0.96), ("supported", "refuted")),
+        ((0.95, 0.93), (0.95, 0.96), ("supported", "needs an assumption")),
     ],
 )
 def test_findings_follow_the_numbers(sasa, topk, expected):
