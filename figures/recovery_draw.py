@@ -66,7 +66,7 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
     ax.set(xlim=(0, 1.01), xlabel=f"share of features found (capture >= {numbers['found']})")
-    ax.legend(loc="lower left", framealpha=1)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     panels = below.subplots(1, 4)
     phases = (("by_load", "active", "load", "features on in a row, s", "load, sum d / D"), _RANK)
     image = None
