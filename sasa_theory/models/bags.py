@@ -64,7 +64,8 @@ def best(norms: "Float[Tensor, 'B K']", n_best: int) -> "Int[Tensor, 'B s']":
     if sets < 2 * n_best:
         return norms.topk(n_best, dim=1, sorted=False).indices
     # set c holds units c, c + sets, c + 2 sets, ...: its largest member is a maximum over contiguous rows
-    members = pad(norms, (0, sets * SET - units), value=-1.0).view(batch, SET, sets)
+    whole = norms if sets * SET == units else pad(norms, (0, sets * SET - units), value=-1.0)
+    members = whole.view(batch, SET, sets)
     chosen = members.amax(dim=1).topk(n_best, dim=1, sorted=False).indices
     among = members.gather(2, chosen[:, None, :].expand(-1, SET, -1)).flatten(1)
     found = among.topk(n_best, dim=1, sorted=False).indices

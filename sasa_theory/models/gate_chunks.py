@@ -129,7 +129,7 @@ def gate_screened(
         part = slice(start, start + len(here))
         x8, x_scale, x_size = _quantised(here, balance, 1)
         torch._int_mm(x8, w8.T, out=products[: len(here)])
-        pre = torch.mul(products[: len(here)], w_scale, out=buffer[: len(here)])
+        pre = buffer[: len(here)].copy_(products[: len(here)]).mul_(w_scale)  # mixed types would go through a copy
         pre.mul_(x_scale[:, None]).add_(sideways)
         if rectify:
             pre.relu_()

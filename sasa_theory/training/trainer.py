@@ -16,6 +16,7 @@ dictionary spends units on a constant.
 import contextlib
 import itertools
 import json
+import math
 import signal
 import threading
 import time
@@ -164,7 +165,7 @@ class Trainer:
         total = parallel.mean(loss.total)  # so that all processes end at one step
         if self.watch is not None:
             self.watch.observe(total)
-        elif not bool(torch.isfinite(total)):  # before the weights see it, while the batch is at hand
+        elif not math.isfinite(float(total.detach())):  # before the weights see it, while the batch is at hand
             require_rows(x, model.width_in, f"batch {self.step}")
             raise DataError(f"the loss is not finite at step {self.step} though the data are; lower the learning rate")
         if self.compiled is not None:

@@ -127,6 +127,7 @@ def backward(
     """
     _, slots, rank = values.shape
     c = np.float32(-2.0 / len(x))
+    flat = values.reshape(-1, rank)
     for k in range(start, stop):
         a, b = k * rank, (k + 1) * rank
         if not touched[k]:
@@ -138,19 +139,19 @@ def backward(
         for p in range(starts[k], end):
             on = False
             for j in range(rank):
-                on |= values[pairs[p] // slots, pairs[p] % slots, j] != 0
+                on |= flat[pairs[p], j] != 0
             fired[k] += on
         for p in range(starts[k], end, 4):
             # four pairs against two columns at a time, so that what is loaded is used often; the last ones repeat, at 0
             p1, p2, p3 = min(p + 1, end - 1), min(p + 2, end - 1), min(p + 3, end - 1)
-            t0, t1, t2, t3 = pairs[p] // slots, pairs[p1] // slots, pairs[p2] // slots, pairs[p3] // slots
-            i0, i1, i2, i3 = pairs[p] % slots, pairs[p1] % slots, pairs[p2] % slots, pairs[p3] % slots
+            q0, q1, q2, q3 = pairs[p], pairs[p1], pairs[p2], pairs[p3]
+            t0, t1, t2, t3 = q0 // slots, q1 // slots, q2 // slots, q3 // slots
             c1, c2, c3 = c if p + 1 < end else ZERO, c if p + 2 < end else ZERO, c if p + 3 < end else ZERO
             e0, e1, e2, e3 = residual[t0], residual[t1], residual[t2], residual[t3]
             x0, x1, x2, x3 = x[t0], x[t1], x[t2], x[t3]
             for j in range(0, rank, 2):
                 row, to_dec, to_enc = dec[a + j], grad_dec[a + j], grad_enc[a + j]
-                v0, v1, v2, v3 = values[t0, i0, j], values[t1, i1, j], values[t2, i2, j], values[t3, i3, j]
+                v0, v1, v2, v3 = flat[q0, j], flat[q1, j], flat[q2, j], flat[q3, j]
                 s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
                 if j + 1 == rank:
                     for d in range(len(row)):
@@ -169,12 +170,7 @@ def backward(
                         to_enc[d] += s0 * x0[d] + s1 * x1[d] + s2 * x2[d] + s3 * x3[d]
                     continue
                 next_row, next_dec, next_enc = dec[a + j + 1], grad_dec[a + j + 1], grad_enc[a + j + 1]
-                u0, u1, u2, u3 = (
-                    values[t0, i0, j + 1],
-                    values[t1, i1, j + 1],
-                    values[t2, i2, j + 1],
-                    values[t3, i3, j + 1],
-                )
+                u0, u1, u2, u3 = flat[q0, j + 1], flat[q1, j + 1], flat[q2, j + 1], flat[q3, j + 1]
                 r0, r1, r2, r3 = ZERO, ZERO, ZERO, ZERO
                 for d in range(len(row)):
                     w, z = row[d], next_row[d]
