@@ -11,8 +11,9 @@ and where the mixture is likelier, S_1 - S_2 is positive on one feature's subspa
 eigenvectors split the group. A split stays unless it raises the training loss on a quarter of the rows by more than
 SLACK of the energy of the group, so neither a mixture that means nothing nor the loss of the weakest group can do much
 harm. (Some slack, because merged features may share directions that training must first pull apart, and because where
-one feature is on in a row merged groups cost the same, or less by what C2 says.) All is decided by the weights, the
-rows and the generator: a resumed run splits as the straight one.
+one feature is on in a row merged groups cost the same, or less by what C2 says.) Features that are often on together,
+in every fourth row that has one of them, may stay in one group. All is decided by the weights, the rows and the
+generator: a resumed run splits as the straight one.
 """
 
 from dataclasses import dataclass
