@@ -128,7 +128,7 @@ def test_sentences_name_only_figures_of_the_design():
     designed = {
         *("manifolds", "temporal", "tiling", "descent", "consolidation", "rank-window", "samples", "splitting"),
         *("rank-recovery", "matched-budget", "absorption", "causal", "published-benchmarks"),
-        *("planted-absorption", "sample-growth"),
+        *("planted-absorption", "sample-growth", "recovery"),
     }
     assert named <= designed and set(figures.names()) <= designed
     assert {"splitting", "consolidation", "temporal"} <= set(sentences())
