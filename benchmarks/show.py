@@ -170,7 +170,9 @@ def _step_table(result: dict[str, Any], device: str) -> str:
         for name in ("torch", "sae-lens", "dictionary-learning", "eai-sparsify")
         if name in versions
     )
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{place}; {peers}; {here['date'][:10]}.\n"
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{place}; {peers}; {here['date'][:10]}."
+    others = {run["code"] for run in result["runs"] if run["device"].startswith(device)} - {runs[0]["code"]}
+    return text + (" The picture also holds comparisons of an earlier version of the step.\n" if others else "\n")
 
 
 def _title(run: dict[str, Any]) -> str:
