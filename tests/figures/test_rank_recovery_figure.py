@@ -106,6 +106,8 @@ def test_the_finding_asks_for_found_features_and_for_ranks():
         return e3.finding(trained, [*starts, *(dict(s, coefficient=3.0) for s in starts)], window, decided)["status"]
 
     assert status() == "supported"
+    merged = [dict(s, found=0.7) if s["start"] == "plain" else s for s in starts]
+    assert status(starts=merged) == "needs an assumption"  # only training with splits finds them
     assert status(decided=False) == "undecided"
     assert status(found=0.7) == "needs an assumption"  # training did not get there, the truth is better and stays
     assert status(rank_error=2.0) == "needs an assumption"
