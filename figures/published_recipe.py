@@ -15,11 +15,11 @@ coefficient of a grid that explains most with at most twice as many.
 
 `synthsaebench-16k`: 4,096 columns, L0 25; SASA has blocks of 2 with 12 on or of 4 with 6 on (L0 24), no nuclear norm.
 
-For every architecture alike the learning rate is that of the largest held-out explained variance among runs with at most
-15 % more than the budget's L0 (else the run nearest to it): runs that are steered have not all settled after 800 steps.
-SASA's nuclear coefficient is a grid of its own, in shares of the upper edge of C6's window for a factor of three even
-directions: the largest that leaves at most PRICE times the least unexplained variance. Planted truth plays no part in
-it, and the search's seed is none of the figure's.
+For every architecture alike the learning rate is that of the largest held-out explained variance among runs with at
+most 15 % more than the budget's L0 (else the run nearest to it): runs that are steered have not all settled after 800
+steps. SASA's nuclear coefficient is a grid of its own, in shares of the upper edge of C6's window for a factor of three
+even directions: the largest that leaves at most PRICE times the least unexplained variance. Planted truth plays no part
+in it, and the search's seed is none of the figure's.
 
 On SynthSAEBench the search has 30 steps, too few: the rates it takes are too small for the 200 steps of the standard
 profile (BatchTopK at 3e-3 instead of 1e-3: explained variance .35 instead of .25, F1 .08 instead of .04, one seed).

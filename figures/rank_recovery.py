@@ -305,8 +305,8 @@ def finding(
     """On target: inside every window, most features found, and error and correlation of ranks as asked.
 
     Supported when training without splits is on target too; if only training with splits is, the sentence needs them as
-    an assumption (the paper trains without). Off target from a random start but on target from the truth, at a lower objective: the paper's sentence then needs
-    the assumption that training finds the minimiser.
+    an assumption (the paper trains without). Off target from a random start but on target from the truth, at a lower
+    objective: the paper's sentence then needs the assumption that training finds the minimiser.
     """
     low, high = max(w[0] for w in window), min(w[1] for w in window)
     inside = [c for c in STARTED if low <= c < high]

@@ -15,8 +15,9 @@ principal directions alone would explain two thirds.
 
 The grid crosses the learning rate with the sparsity (the three budgets) for every architecture alike; SASA's nuclear
 coefficient is a grid of its own. The choice is the smallest held-out unexplained variance among runs with at most 15 %
-more than the budget's L0 (else the run nearest to it); the nuclear coefficient is the largest one that leaves at most PRICE times
-the best one's. Planted truth plays no part in it, and the search's seed is none of the figure's. Energy "total" only.
+more than the budget's L0 (else the run nearest to it); the nuclear coefficient is the largest one that leaves at most
+PRICE times the best one's. Planted truth plays no part in it, and the search's seed is none of the figure's. Energy
+"total" only.
 """
 
 import argparse
