@@ -11,7 +11,7 @@ the largest. Blocks are given with their r rows contiguous: enc = A^T, dec = B.
 import numpy as np
 from numpy import ndarray
 
-from sasa_theory.models.compiled.compile import ZERO, compiled
+from sasa_theory.models.compiled.compile import compiled
 
 #: eigenvalues below this share of the largest, times r, are zeros
 ROUNDING = 4 * np.finfo(np.float64).eps
@@ -21,15 +21,15 @@ JACOBI, SWEEPS = 8, 30
 
 @compiled
 def gram(rows: ndarray, out: ndarray) -> None:
-    """out = rows rows^T, summed in float32."""
+    """out = rows rows^T, in float64: by float32 sums a block of lower rank than r would have spurious directions."""
     rank, width = rows.shape
     for i in range(rank):
         a = rows[i]
         for j in range(i + 1):
             b = rows[j]
-            total = ZERO
+            total = 0.0
             for d in range(width):
-                total += a[d] * b[d]
+                total += np.float64(a[d]) * np.float64(b[d])
             out[i, j] = out[j, i] = total
 
 
