@@ -7,6 +7,7 @@ import numpy as np
 
 from figures.published_recipe import LOOSE, MANIFOLD, SASAS, SYNTH, VECTORS
 from figures.registry import table
+from figures.splitting_draw import COLOURS as SHARED
 
 #: R^2 of arXiv:2606.25234: a range for the featurizers (which of the three is where is not known to us)
 PUBLISHED_R2 = {
@@ -35,18 +36,8 @@ LABELS = {
     **{model: model.replace("sasa", "SASA") for model in SASAS},
 }
 COLOURS = {
-    "sasa": "#0072b2",
-    "bsf": "#009e73",
-    "grassmannian": "#2ca02c",
-    "grouplasso": "#98c379",
+    **{name: SHARED[name] for name in (*VECTORS, "sasa", "bsf", "grassmannian", "grouplasso")},
     LOOSE: "#5a8f3c",
-    "relu": "#cc79a7",
-    "topk": "#d55e00",
-    "abstopk": "#e69f00",
-    "batchtopk": "#8c564b",
-    "jumprelu": "#b8860b",
-    "gated": "#9467bd",
-    "matryoshka": "#7f7f7f",
     **dict(zip(SASAS, ("#56b4e9", "#0072b2"), strict=True)),
 }
 QUANTITIES = (("f1", "F1"), ("mcc", "MCC"), ("explained", "explained variance"))
