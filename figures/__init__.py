@@ -10,5 +10,5 @@ __all__ = ["Context", "Figure", "figures", "load_all", "table"]
 
 def load_all() -> None:
     """Import every figure module so that its figure is registered."""
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+    for module in pkgutil.walk_packages(__path__, prefix=f"{__name__}."):
+        importlib.import_module(module.name)

@@ -36,7 +36,8 @@ BLOCK = 256
 class LiveActivations:
     """The residual stream of `model` at `hook` on `texts`, as a Dataset.
 
-    norm_limit  tokens whose norm is beyond this many medians are left out (None: none); special tokens always are.
+    norm_limit    tokens whose norm is beyond this many medians are left out (None: none).
+    keep_special  keep BOS and other special tokens, which are left out otherwise.
     Raises UsageError for a wrong hook or text.
     """
 
@@ -47,18 +48,20 @@ class LiveActivations:
         hook: str,
         *,
         norm_limit: float | None = NORM_LIMIT,
+        keep_special: bool = False,
         block: int = BLOCK,
     ) -> None:
         model.find_hook(hook)
         self.model, self.hook, self.texts = model, hook, as_texts(texts)
-        self.norm_limit, self.block, self.width = norm_limit, block, model.width
+        self.norm_limit, self.keep_special, self.block, self.width = norm_limit, keep_special, block, model.width
         self._filter: TokenFilter | None = None
 
     def fingerprint(self) -> str:
         """16 hex digits that differ whenever model, hook, text or settings differ (the model by its name)."""
         model = self.model
         parts = (model.name, model.dtype, model.autocast, model.context, self.hook, self.norm_limit, self.block)
-        return hashlib.sha256(repr((*parts, self.texts.identity)).encode()).hexdigest()[:16]
+        kept = ("special kept",) if self.keep_special else ()
+        return hashlib.sha256(repr((*parts, *kept, self.texts.identity)).encode()).hexdigest()[:16]
 
     def batches(
         self, size: int, device: "torch.device | str" = "cpu", stream: str = "train", *, seed: int = 0
@@ -73,7 +76,8 @@ class LiveActivations:
             if self.norm_limit is not None:
                 first = take_tokens(hidden_chunks(self.model, self.hook, self.texts), REFERENCE_TOKENS)
                 largest = self.norm_limit * median_norm(self.model, first)
-            self._filter = TokenFilter(torch.tensor(sorted(self.model.special), dtype=torch.long), largest)
+            special = [] if self.keep_special else sorted(self.model.special)
+            self._filter = TokenFilter(torch.tensor(special, dtype=torch.long), largest)
         return self._filter
 
 

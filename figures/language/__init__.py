@@ -1,0 +1,1 @@
+"""Figures on the activations of real language models; study.py is what they share."""

@@ -1,0 +1,207 @@
+"""One language model, one hook, one text, and the dictionaries that all its figures share.
+
+    study = Study.open(context)            # options config=NAME text=PATH[,PATH...] [store=DIR]
+    study.data                             # rows: a store, written on first use, or the running model
+    study.runs([("sasa", 32, 0), ...])     # (architecture, L0 in columns, seed): trained once, found again by all
+
+All dictionaries of one seed see the same batches in the same order, each batch read once (`fit_together`). Their
+learning rates are chosen alike: on a quarter of the tokens, at the middle L0, with a seed of their own, by explained
+variance on held-out rows.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from figures.language.configuration import ARCHITECTURES, Configuration, load_configuration
+from figures.registry import Context
+from sasa_theory.activations import ActivationStore, LanguageModel, LiveActivations, Texts, read_text, write_activations
+from sasa_theory.activations.language_model import Context as TextContext
+from sasa_theory.activations.store import EVAL_EVERY
+from sasa_theory.evaluation import ExplainedVariance
+from sasa_theory.evaluation import run as measure
+from sasa_theory.training import Job, Run, fit_all
+from synthetic.errors import UsageError, unknown
+from synthetic.source import Dataset
+
+logger = logging.getLogger(__name__)
+
+#: options of every figure on a language model
+OPTIONS = {
+    "config": "settings of the study: a name such as gemma3-270m-l11, or a JSON file",
+    "text": "files, directories or hf:DATASET, separated by commas (default: the configuration's)",
+    "store": "an existing store of the same model and hook (default: one is written under OUT/stores)",
+    "model": "another place of the model's weights (default: the configuration's)",
+}
+NEEDS = "a language model and text (options config and text)"
+#: seed of the runs that choose learning rates; never shown
+TUNING_SEED = 1000
+
+
+class Study:
+    """The shared parts of the figures on one language model (module docstring)."""
+
+    def __init__(self, configuration: Configuration, context: Context) -> None:
+        self.configuration, self.context = configuration, context
+
+    @classmethod
+    def open(cls, context: Context) -> "Study":
+        """The study that the options name; profile "quick" reduces it to a few thousand tokens.
+
+        Raises UsageError for a missing or unknown configuration.
+        """
+        if "config" not in context.options:
+            raise UsageError("this figure needs --option config=NAME, such as gemma3-270m-l11, and --option text=PATH")
+        configuration = load_configuration(context.options["config"])
+        if model := context.options.get("model"):
+            configuration = dataclasses.replace(configuration, model=model)
+        return cls(configuration.reduced() if context.profile == "quick" else configuration, context)
+
+    # ---- model, text, rows -----------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def language_model(self) -> LanguageModel:
+        """The model, loaded on first use."""
+        made = self.configuration
+        return LanguageModel(made.model, dtype=made.dtype, device=self.context.device, context=made.context)
+
+    @functools.cached_property
+    def texts(self) -> Texts:
+        """The text that the option or the configuration names."""
+        named = self.context.options.get("text") or self.configuration.text
+        if not named:
+            raise UsageError(
+                f"configuration {self.configuration.name} names no text; give --option text=PATH (docs/text.md)"
+            )
+        return read_text(named.split(","))
+
+    @functools.cached_property
+    def data(self) -> Dataset:
+        """Rows to train and evaluate on: the store, or the model itself where the configuration keeps none."""
+        made = self.configuration
+        if made.stored or "store" in self.context.options:
+            return self.store
+        return LiveActivations(
+            self.language_model,
+            self.texts,
+            made.hook,
+            norm_limit=made.norm_limit,
+            keep_special=made.keep_special,
+        )
+
+    @functools.cached_property
+    def store(self) -> ActivationStore:
+        """The store, written first where it is not there or holds too few rows."""
+        made = self.configuration
+        if given := self.context.options.get("store"):
+            store = ActivationStore(given)
+            for key, value in (("model", made.model), ("hook", made.hook)):
+                if store.meta.get(key) != value:
+                    raise UsageError(
+                        f"store {given} holds {key} {store.meta.get(key)!r}, the configuration asks for {value!r}"
+                    )
+            return store
+        words = (made.model, made.hook, made.context, made.keep_special, made.norm_limit, self.texts.identity)
+        place = self.context.out / "stores" / hashlib.sha256(repr(words).encode()).hexdigest()[:16]
+        write_activations(
+            made.model if self.context.device == "cpu" else self.language_model,
+            made.hook,
+            self.texts,
+            place,
+            made.tokens,
+            context=made.context,
+            workers=2 if self.context.device == "cpu" else 1,
+            keep_special=made.keep_special,
+            norm_limit=made.norm_limit,
+            progress=sys.stderr.isatty(),
+        )
+        return ActivationStore(place)
+
+    def eval_contexts(self, tokens: int) -> list[TextContext]:
+        """Held-out contexts (every 20th, which no dictionary was trained on), in order, of at least `tokens` tokens.
+
+        Raises UsageError when the text holds none.
+        """
+        found: list[TextContext] = []
+        seen = 0
+        for item in self.language_model.contexts(self.texts):
+            if item.number % EVAL_EVERY == EVAL_EVERY - 1:
+                found.append(item)
+                seen += len(item.ids)
+                if seen >= tokens:
+                    break
+        if not found:
+            raise UsageError(f"{self.texts.description} is shorter than {EVAL_EVERY} contexts; give more text")
+        return found
+
+    # ---- dictionaries ----------------------------------------------------------------------------------------
+
+    def job(
+        self,
+        architecture: str,
+        l0: int,
+        seed: int,
+        *,
+        lr: float | None = None,
+        tokens: int | None = None,
+        **changes: Any,
+    ) -> Job:
+        """One dictionary to train; `lr` defaults to the tuned rate, `changes` are settings of the model.
+
+        Raises UsageError for an unknown architecture.
+        """
+        if architecture not in ARCHITECTURES:
+            raise unknown("architecture of a study", architecture, ARCHITECTURES)
+        made = self.configuration
+        rate = self.rates[architecture] if lr is None else lr
+        return Job(
+            architecture,
+            {**made.settings(architecture, l0, self.data.width), **changes},
+            made.train_settings(architecture, seed, lr=rate, tokens=tokens),
+        )
+
+    def runs(self, wanted: Sequence[tuple[str, int, int]]) -> list[Run]:
+        """The dictionaries (architecture, L0 in columns, seed), in order."""
+        return self.fit([self.job(*one) for one in wanted])
+
+    def fit(self, jobs: Sequence[Job]) -> list[Run]:
+        """The runs of `jobs`, in order, trained on this study's rows."""
+        return fit_all(
+            self.data, jobs, out=self.context.out, device=self.context.device, deadline=self.context.deadline
+        )
+
+    @functools.cached_property
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each architecture."""
+        return {name: max(tried, key=lambda rate: tried[rate]) for name, tried in self.tuning.items()}
+
+    @functools.cached_property
+    def tuning(self) -> dict[str, dict[float, float]]:
+        """architecture -> {learning rate: held-out explained variance}; a fixed rate has nan, as nothing was tried."""
+        made = self.configuration
+        out: dict[str, dict[float, float]] = {}
+        places: list[tuple[str, float]] = []
+        for name in ARCHITECTURES:
+            rate = made.fixed_rate(name)
+            out[name] = {} if rate is None else {rate: float("nan")}
+            places += [(name, tried) for tried in made.learning_rates] if rate is None else []
+        jobs = [
+            self.job(name, made.middle_l0, TUNING_SEED, lr=rate, tokens=made.train_tokens // 4) for name, rate in places
+        ]
+        for (name, rate), run in zip(places, self.fit(jobs), strict=True):
+            got = measure(run.model, self.data, made.evaluation_tokens, [ExplainedVariance()])
+            out[name][rate] = got["explained_variance"].explained_variance
+        return out
+
+    def settings(self) -> dict[str, Any]:
+        """What was run, for a result file."""
+        return {
+            "configuration": dataclasses.asdict(self.configuration),
+            "text": self.texts.description,
+            "data": self.data.fingerprint(),
+            "rates": self.rates,
+        }
