@@ -24,7 +24,7 @@ from sasa_theory.activations.language_model import Context as TextContext
 from sasa_theory.activations.store import EVAL_EVERY
 from sasa_theory.evaluation import ExplainedVariance
 from sasa_theory.evaluation import run as measure
-from sasa_theory.training import Job, Run, fit_all
+from sasa_theory.training import Job, Run, fit_together
 from synthetic.errors import UsageError, unknown
 from synthetic.source import Dataset
 
@@ -170,7 +170,7 @@ class Study:
 
     def fit(self, jobs: Sequence[Job]) -> list[Run]:
         """The runs of `jobs`, in order, trained on this study's rows."""
-        return fit_all(
+        return fit_together(
             self.data, jobs, out=self.context.out, device=self.context.device, deadline=self.context.deadline
         )
 

@@ -90,25 +90,19 @@ def fit(
     """
     job = Job(architecture, dict(model_settings), settings)
     place = directory(dataset, job, out)
-    place.mkdir(parents=True, exist_ok=True)
-    with _locked(place):
-        record = _record(place)
-        if not record.get("finished"):
-            record = {**describe(dataset, job), "finished": False, "seconds": record.get("seconds", 0.0)}
-            write_json(place / RECORD, record)
+    with locked(place):
+        if not is_finished(place):
             # rows in a fixed order per seed; the evaluation stream is another one
             source = dataset.batches(settings.batch_size, device, stream=f"train:{settings.seed}")
             model = build(architecture, width_in=dataset.width, **model_settings)
             trainer = Trainer(model, source, settings, out=place, device=device, deadline=deadline, progress=progress)
-            began = time.perf_counter()
+            record = begin_record(dataset, job, place)
+            began, finished = time.perf_counter(), False
             try:
                 trainer.fit(resume=(place / STATE).exists())
-                record["finished"] = True
+                finished = True
             finally:
-                record["seconds"] += time.perf_counter() - began
-                record |= _made_on(device)
-                write_json(place / RECORD, record)
-            logger.info("trained %s in %s", architecture, place)
+                end_record(record, place, device, time.perf_counter() - began, finished)
     return load(place, device)
 
 
@@ -132,7 +126,7 @@ def fit_all(
     """
     # a job given twice is one run
     places = {directory(dataset, job, out): job for job in jobs}
-    todo = {place: job for place, job in places.items() if not _record(place).get("finished")}
+    todo = {place: job for place, job in places.items() if not is_finished(place)}
     if not device.startswith("cuda") or (workers or 1) > 1:
         _share(dataset, todo, device, deadline, workers)
     return [
@@ -168,7 +162,7 @@ def _share(
             raise LabError(f"workers were lost: {error} Finished runs are kept; call again for the others") from error
         raise
     for place in todo:
-        if not _record(place).get("finished"):
+        if not is_finished(place):
             raise LabError(f"a worker has trained {place}, but it is not there; give an out that all machines share")
 
 
@@ -227,9 +221,32 @@ def _record(place: Path) -> dict[str, Any]:
     return read_json(place / RECORD) if (place / RECORD).exists() else {}
 
 
+def is_finished(place: Path) -> bool:
+    """Whether the run in this directory has ended."""
+    return bool(_record(place).get("finished"))
+
+
+def begin_record(dataset: Dataset, job: Job, place: Path) -> dict[str, Any]:
+    """Write down what is trained in `place`, and return it with the seconds spent so far."""
+    record = {**describe(dataset, job), "finished": False, "seconds": _record(place).get("seconds", 0.0)}
+    write_json(place / RECORD, record)
+    return record
+
+
+def end_record(record: dict[str, Any], place: Path, device: str, seconds: float, finished: bool) -> None:
+    """Write down how long it took, on which machine, and whether it has ended."""
+    done = {**record, "finished": finished, "seconds": record["seconds"] + seconds, **_made_on(device)}
+    write_json(place / RECORD, done)
+    logger.info("trained %s in %s%s", record["architecture"], place, "" if finished else ", not to the end")
+
+
 @contextlib.contextmanager
-def _locked(place: Path) -> Iterator[None]:
-    """Hold the run's lock; it goes with the process, so a killed run leaves none behind."""
+def locked(place: Path) -> Iterator[None]:
+    """Make the run's directory and hold its lock, which goes with the process: a killed run leaves none behind.
+
+    Raises LabError when another process holds it.
+    """
+    place.mkdir(parents=True, exist_ok=True)
     with open(place / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -104,13 +104,8 @@ class Trainer:
         `resume` continues from the checkpoint in `out` (UsageError when there is none, or when it is of another model,
         data or settings). Raises Interrupted after saving when stopped, DataError for NaN or Inf in the data.
         """
-        if resume:
-            self._restore()
-        else:
-            if self.state_file is not None and self.state_file.exists():
-                raise UsageError(f"{self.out} already holds a training state; resume it, or give another directory")
-            self._start()
-        with _signals() as stopped:
+        self.begin(resume)
+        with signals() as stopped:
             bar = tqdm(
                 total=self.settings.steps,
                 initial=self.step,
@@ -121,16 +116,30 @@ class Trainer:
             )
             with bar:
                 while self.step < self.settings.steps:
-                    self._train_step()
+                    saved = self.advance()
                     bar.update()
-                    due = self.step == self.settings.steps or self.step % self.settings.checkpoint_every == 0
-                    if due:
-                        self.save()
                     if reason := parallel.agree(self._reason_to_stop(stopped), self.device):
-                        if not due:
+                        if not saved:
                             self.save()
                         raise Interrupted(self._farewell(reason))
         return self.result()
+
+    def begin(self, resume: bool = False) -> None:
+        """Draw the first weights, or go to where the checkpoint in `out` stands; raises as `fit`."""
+        if resume:
+            self._restore()
+        elif self.state_file is not None and self.state_file.exists():
+            raise UsageError(f"{self.out} already holds a training state; resume it, or give another directory")
+        else:
+            self._start()
+
+    def advance(self) -> bool:
+        """One step on the next batch, and a checkpoint where one is due; True when there was one."""
+        self._train_step()
+        due = self.step == self.settings.steps or self.step % self.settings.checkpoint_every == 0
+        if due:
+            self.save()
+        return due
 
     def result(self) -> "SparseModel | NormalisedModel":
         """The model in raw units, as it stands."""
@@ -367,7 +376,7 @@ def _explained(x: Tensor, xhat: Tensor) -> float:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """A list that receives SIGINT or SIGTERM instead of the process; the second one acts as usual."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -104,7 +104,7 @@ def test_two_processes_do_not_train_one_run(tmp_path):
     world = World.from_spec("smoke")
     place = shared.directory(world, Job("topk", SETTINGS, SHORT), tmp_path)
     place.mkdir(parents=True)
-    with shared._locked(place), pytest.raises(LabError, match="another process is training"):
+    with shared.locked(place), pytest.raises(LabError, match="another process is training"):
         fit(world, "topk", SETTINGS, SHORT, out=tmp_path, progress=False)
     fit(world, "topk", SETTINGS, SHORT, out=tmp_path, progress=False)
 
