@@ -2,9 +2,10 @@
 
 from sasa_theory.concepts.circle import CircularFit, circular_fit, class_means
 from sasa_theory.concepts.screening import Detector, best_detector
-from sasa_theory.concepts.templates import Concept, concept, prompts, templates
+from sasa_theory.concepts.templates import CONCEPTS, Concept, concept, prompts, templates
 
 __all__ = [
+    "CONCEPTS",
     "CircularFit",
     "Concept",
     "Detector",

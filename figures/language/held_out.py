@@ -1,0 +1,138 @@
+"""Held-out rows of a study with their tokens, documents and places: what concepts are looked for in.
+
+Held out are every 20th context, and all contexts beyond the end of a store. Words of a concept are rare in both, so
+`with_words` adds contexts that hold one; tokens of the concept are then more frequent than in the text as it is.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from figures.language.study import Study
+from sasa_theory.activations.gather import Chunk, TokenFilter
+from sasa_theory.activations.language_model import Context
+from sasa_theory.activations.store import EVAL_EVERY
+from sasa_theory.concepts import Concept
+from sasa_theory.concepts.matching import match
+
+#: rows read at a time
+PART = 4096
+#: tokens of text that are searched for words
+SEARCHED = 4_000_000
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows that no dictionary was trained on; the columns have one entry a row.
+
+    rows  start, end -> the activations of these rows, float32.
+    """
+
+    tokens: "Int[np.ndarray, ' n']"
+    contexts: "Int[np.ndarray, ' n']"
+    positions: "Int[np.ndarray, ' n']"
+    documents: "Int[np.ndarray, ' n']"
+    rows: Callable[[int, int], Tensor]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def parts(self, device: "torch.device | str" = "cpu") -> "Iterator[Float[Tensor, 'B D']]":
+        """The activations, in order, in parts."""
+        for start in range(0, len(self), PART):
+            yield self.rows(start, min(start + PART, len(self))).to(device)
+
+    def and_then(self, more: "HeldOut") -> "HeldOut":
+        """These rows and then those."""
+        n = len(self)
+
+        def rows(start: int, end: int) -> Tensor:
+            here = [self.rows(start, min(end, n))] if start < n else []
+            return torch.cat([*here, more.rows(max(start - n, 0), end - n)] if end > n else here)
+
+        return HeldOut(
+            np.concatenate([self.tokens, more.tokens]),
+            np.concatenate([self.contexts, more.contexts]),
+            np.concatenate([self.positions, more.positions]),
+            np.concatenate([self.documents, more.documents]),
+            rows,
+        )
+
+
+def held_out(study: Study, tokens: int) -> HeldOut:
+    """The first `tokens` rows of every 20th context: of the store, or of a pass of the model where there is none."""
+    if not _stored(study):
+        return _run(study, study.eval_contexts(tokens))
+    numbers = study.store.split("eval")[:tokens].astype(np.int64)
+    column = study.store.column
+    return HeldOut(
+        column("tokens", numbers),
+        column("contexts", numbers),
+        column("positions", numbers),
+        column("documents", numbers),
+        lambda start, end: study.store.rows(numbers[start:end]),
+    )
+
+
+def with_words(study: Study, concepts: Sequence[Concept], each: int, seen: HeldOut) -> HeldOut | None:
+    """Rows of up to `each` held-out contexts per concept that hold one of its words and are not in `seen`.
+
+    The contexts of a concept are spread over the text. None where no context is left.
+    """
+    known = set(np.unique(seen.contexts).tolist())
+    found = [item for item in _unseen(study) if item.number not in known]
+    if not found:
+        return None
+    chunk = Chunk.of(found, [torch.empty(len(item.ids), 0) for item in found])
+    tokens, places, positions = (column.numpy() for column in (chunk.tokens, chunk.contexts, chunk.positions))
+    chosen: set[int] = set()
+    for of in concepts:
+        holding = np.unique(places[match(of, study.language_model.tokenizer, tokens, places, positions).positive])
+        spread = np.linspace(0, len(holding) - 1, min(each, len(holding))).round().astype(int)
+        chosen.update(holding[spread].tolist())
+    contexts = [item for item in found if item.number in chosen]
+    return _run(study, contexts) if contexts else None
+
+
+def _stored(study: Study) -> bool:
+    return study.configuration.stored or "store" in study.context.options
+
+
+def _unseen(study: Study) -> Iterator[Context]:
+    """Held-out contexts of the text (module docstring), up to SEARCHED tokens of it."""
+    end = (
+        int(study.store.column("contexts", range(len(study.store) - 1, len(study.store)))[0])
+        if _stored(study)
+        else None
+    )
+    tokens = 0
+    for item in study.language_model.contexts(study.texts):
+        if item.number % EVAL_EVERY == EVAL_EVERY - 1 or (end is not None and item.number > end):
+            tokens += len(item.ids)
+            yield item
+        if tokens > SEARCHED:
+            return
+
+
+def _run(study: Study, contexts: list[Context]) -> HeldOut:
+    """The kept rows of these contexts, from a pass of the model."""
+    made, model = study.configuration, study.language_model
+    chunk = Chunk.of(contexts, model.run_contexts(contexts, made.hook, batch_tokens=4096))
+    norms = torch.linalg.vector_norm(chunk.rows, dim=1)
+    special = torch.tensor(sorted(model.special), dtype=torch.long)
+    largest = float("inf")
+    if made.norm_limit is not None:  # as in a store: the median is that of tokens that are not special
+        largest = made.norm_limit * float(norms[~torch.isin(chunk.tokens, special)].median())
+    keep, _ = TokenFilter(special, largest, made.keep_special).keep(chunk.tokens, norms)
+    rows = chunk.rows[keep]
+    return HeldOut(
+        chunk.tokens[keep].numpy(),
+        chunk.contexts[keep].numpy(),
+        chunk.positions[keep].numpy(),
+        chunk.documents[keep].numpy(),
+        lambda start, end: rows[start:end],
+    )
