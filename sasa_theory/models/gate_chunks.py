@@ -67,7 +67,8 @@ def gate_full(
     values = x.new_empty(len(x), n_best, rank)
     size = columns * x.element_size()
     step = max(1, min(len(x), CHUNK // size if x.is_cuda else max(ROWS_CPU, CHUNK_CPU // size)))
-    select, buffer = bags.fastest(x).select, x.new_empty(2, step, columns)
+    # rows that begin at multiples of 64 bytes: else MKL's product took two fifths longer
+    select, buffer = bags.fastest(x).select, x.new_empty(2, step, -(-columns // 16) * 16)[:, :, :columns]
     if low is not None:
         w_enc = w_enc.to(low)
     for start in range(0, len(x), step):
