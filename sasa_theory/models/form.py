@@ -13,6 +13,7 @@ class GatedForm:
     n_aux       dead units asked to explain each row's residual.
     constraint  what follows a step: decoder rows of length 1, decoder blocks of Frobenius norm sqrt(r), the same with
                 the encoder scaled back ("gauge": every map stays), or nothing.
+    prefixes    sizes of nested dictionaries, the last of all units: each must reconstruct by itself; () for one alone.
     penalty     nuclear norm of the map or of the decoder block, times `price` for each unit that is on, or `everyone`.
     """
 
@@ -24,3 +25,4 @@ class GatedForm:
     price: float = 0.0
     everyone: bool = False
     per_batch: bool = False
+    prefixes: tuple[int, ...] = ()

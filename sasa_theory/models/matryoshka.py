@@ -19,6 +19,7 @@ from sasa_theory import parallel
 from sasa_theory.models.auxiliary import auxiliary_loss
 from sasa_theory.models.base import Loss, reconstruction_error
 from sasa_theory.models.batchtopk import BatchTopK
+from sasa_theory.models.form import GatedForm
 from sasa_theory.models.registry import architectures
 from synthetic.errors import UsageError
 
@@ -66,3 +67,9 @@ class Matryoshka(BatchTopK):
             "auxiliary": auxiliary_loss(self, x, xhat, dead, self.aux_latents, signed=False),
         }
         return Loss(torch.stack(list(parts.values())).sum(), parts, codes, xhat, {"smallest": smallest})
+
+    def gated_form(self) -> GatedForm | None:
+        """BatchTopK's, with the nested dictionaries."""
+        return GatedForm(
+            self.active_latents, True, self.aux_latents, "rows", per_batch=True, prefixes=tuple(self.prefixes)
+        )

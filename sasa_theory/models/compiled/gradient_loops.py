@@ -87,6 +87,59 @@ def decode(
             total[d] += out[d]
 
 
+@compiled
+def decode_nested(
+    start: int,
+    stop: int,
+    index: ndarray,
+    values: ndarray,
+    rows: ndarray,
+    bias: ndarray,
+    x: ndarray,
+    band: ndarray,
+    xhat: ndarray,
+    residual: ndarray,
+    error: ndarray,
+    nested: ndarray,
+    total: ndarray,
+) -> None:
+    """The same for nested dictionaries of single columns: unit k is in those from number band[k] on.
+
+    With e_m the residual of dictionary m, residual[b, t] = sum of e_m over m >= b: what reaches the units of band b.
+    error[t] is the square of the last e_m, nested[t] the sum of the others' squares; `total` gets all e_m added.
+    """
+    slots = values.shape[1]
+    bands = len(residual)
+    for t in range(start, stop):
+        target, here = xhat[t], x[t]
+        target[:] = bias
+        nested[t] = ZERO
+        for m in range(bands):
+            for i in range(slots):
+                unit = index[t, i]
+                if unit >= 0 and band[unit] == m and values[t, i, 0] != 0:
+                    weight, row = values[t, i, 0], rows[unit]
+                    for d in range(len(target)):
+                        target[d] += weight * row[d]
+            out = residual[m, t]
+            square = ZERO
+            for d in range(len(target)):
+                v = here[d] - target[d]
+                square += v * v
+                out[d] = v
+            if m + 1 < bands:
+                nested[t] += square
+            else:
+                error[t] = square
+        for m in range(bands - 1, 0, -1):
+            later, out = residual[m, t], residual[m - 1, t]
+            for d in range(len(target)):
+                out[d] += later[d]
+        out = residual[0, t]
+        for d in range(len(target)):
+            total[d] += out[d]
+
+
 @numba.njit(inline="always")
 def passed(rectify: bool, c: np.float32, value: np.float32, s: np.float32) -> np.float32:
     """c s, or 0 where a rectified coefficient is not positive."""
@@ -100,7 +153,8 @@ def backward(
     starts: ndarray,
     pairs: ndarray,
     values: ndarray,
-    residual: ndarray,
+    band: ndarray,
+    residuals: ndarray,
     x: ndarray,
     enc: ndarray,
     dec: ndarray,
@@ -118,11 +172,12 @@ def backward(
 ) -> None:
     """Gradients of mean ||residual||^2, the nuclear charge included, by the encoder's columns and the decoder's rows.
 
-    With c = -2 / B: d/d values = c <residual, decoder row>; grad_dec = sum of c values residual; grad_enc = sum of
-    (d/d values) x; sums = the same without x, the bias's gradient. Where touched[k] the sums go on from what is there,
-    otherwise from zero. `charge` adds price times the nuclear norm of D_k E_k (MAP) or D_k (DECODER), of the units that
-    are on or have charged[k]; cost[k] gets the norm, fired[k] the rows on which unit k is on. `pulled` gets sums times
-    the encoder's columns added, unless it is empty: what reaches the decoder's bias through the encoder, with its sign
+    The residual of unit k is residuals[band[k]] (see decode_nested; elsewhere one for all units). With c = -2 / B:
+    d/d values = c <residual, decoder row>; grad_dec = sum of c values residual; grad_enc = sum of (d/d values) x;
+    sums = the same without x, the bias's gradient. Where touched[k] the sums go on from what is there, otherwise from
+    zero. `charge` adds price times the nuclear norm of D_k E_k (MAP) or D_k (DECODER), of the units that are on or have
+    charged[k]; cost[k] gets the norm, fired[k] the rows on which unit k is on. `pulled` gets sums times the encoder's
+    columns added, unless it is empty: what reaches the decoder's bias through the encoder, with its sign
     turned.
     """
     _, slots, rank = values.shape
@@ -130,6 +185,7 @@ def backward(
     flat = values.reshape(-1, rank)
     for k in range(start, stop):
         a, b = k * rank, (k + 1) * rank
+        residual = residuals[band[k]]
         if not touched[k]:
             grad_dec[a:b] = ZERO
             grad_enc[a:b] = ZERO

@@ -42,6 +42,10 @@ class CompiledStep:
         self.space = Workspace()
         self.gate = Gate(self.space, "main", model.rank, form.rectify)
         self.aux_gate = Gate(self.space, "aux", model.rank, form.rectify)
+        #: the smallest of the nested dictionaries that a unit is in; 0 where there is one
+        self.band = np.searchsorted(np.array(form.prefixes), np.arange(model.n_units), side="right")
+        if not form.prefixes:
+            self.band[:] = 0
 
     @classmethod
     def of(cls, model: SparseModel, optimizer: torch.optim.Optimizer) -> "CompiledStep | None":
@@ -55,6 +59,7 @@ class CompiledStep:
         usable = (
             form is not None
             and (not form.per_batch or (form.rectify and model.rank == 1))
+            and (not form.prefixes or (model.rank == 1 and form.prefixes[-1] == model.n_units))
             and {id(p) for p in model.parameters()} == {id(w) for w in weights}
             and all(w.dtype == torch.float32 and w.device.type == "cpu" for w in weights)
             and all(w.requires_grad for w in weights if w is not model.b_enc)
@@ -82,19 +87,25 @@ class CompiledStep:
         grad_enc, grad_dec = space("grad enc", enc.shape), space("grad dec", dec.shape)
         grad_b_enc, grad_b_dec = space("grad b_enc", bias.shape), space("grad b_dec", (model.width_in,))
 
-        xhat, residual, error = space("xhat", rows.shape), space("residual", rows.shape), space("error", (batch,))
+        residuals = space("residual", (max(1, len(form.prefixes)), *rows.shape))
+        xhat, residual, error = space("xhat", rows.shape), residuals[-1], space("error", (batch,))
+        nested = space("nested", (batch,)) if form.prefixes else None
         totals, shift = self._per_thread("totals", np.float64), model.b_dec.numpy()
 
         def decode(start: int, stop: int, chosen: Chosen, total: ndarray) -> None:
-            gradient_loops.decode(
-                start, stop, chosen.units, chosen.values, dec, shift, rows, xhat, residual, error, total
-            )
+            of = (start, stop, chosen.units, chosen.values, dec, shift, rows)
+            if nested is None:
+                gradient_loops.decode(*of, xhat, residual, error, total)
+            else:
+                gradient_loops.decode_nested(*of, self.band, xhat, residuals, error, nested, total)
 
         choose = self.gate.per_batch if form.per_batch else self.gate.per_row
         work = batch * form.n_best * model.rank * model.width_in
         chosen = choose(rows, shift, enc, bias, form.n_best, Then(decode, totals, work))
         moved, index, values, _ = chosen
         parts = {"reconstruction": float(error.sum(dtype=np.float64)) / batch}
+        if nested is not None:
+            parts["nested"] = float(nested.sum(dtype=np.float64)) / batch
 
         touched = space("touched", (n_units,), np.bool_)
         touched[:] = False
@@ -112,9 +123,9 @@ class CompiledStep:
             here = Codes(codes.index, codes.values, n_units).counts() > 0
             charged = parallel.any_process(here).numpy()
         split(
-            gradient_loops.backward, n_units, starts, pairs, values, residual, moved, enc, dec, form.rectify, touched,
-            charge, price, charged, grad_enc, grad_dec, grad_b_enc, cost, fired, cuts=even(starts),
-            work=3 * values.size * model.width_in, own=pulled,
+            gradient_loops.backward, n_units, starts, pairs, values, self.band, residuals, moved, enc, dec,
+            form.rectify, touched, charge, price, charged, grad_enc, grad_dec, grad_b_enc, cost, fired,
+            cuts=even(starts), work=3 * values.size * model.width_in, own=pulled,
         )  # fmt: skip
         grad_b_dec[:] = -2 / batch * totals.sum(0) - pulled.sum(0)
         if aux_sums is not None:
@@ -174,8 +185,9 @@ class CompiledStep:
         grad_enc.reshape(model.n_units, -1)[which] = 0
         grad_dec.reshape(model.n_units, -1)[which] = 0
         split(
-            gradient_loops.backward, model.n_units, starts, pairs, values, left, residual, enc, dec, self.form.rectify,
-            touched, gradient_loops.NO_CHARGE, 0.0, touched, grad_enc, grad_dec, sums, cost, fired, cuts=even(starts),
+            gradient_loops.backward, model.n_units, starts, pairs, values, np.zeros_like(self.band), left[None],
+            residual, enc, dec, self.form.rectify, touched, gradient_loops.NO_CHARGE, 0.0, touched,
+            grad_enc, grad_dec, sums, cost, fired, cuts=even(starts),
             work=3 * values.size * model.width_in, own=np.empty((torch.get_num_threads(), 0), np.float32),
         )  # fmt: skip
         touched[:] = False

@@ -21,7 +21,7 @@ def cases(draw: st.DrawFn) -> tuple[SparseModel, torch.Tensor, "torch.Tensor | N
     width, units, rank = draw(st.integers(1, 40)), draw(st.integers(1, 60)), draw(st.integers(1, 7))
     best = draw(st.integers(1, units))
     aux = draw(st.integers(0, 9))
-    kind = draw(st.sampled_from(["sasa", "bsf", "topk", "abstopk", "batchtopk"]))
+    kind = draw(st.sampled_from(["sasa", "bsf", "topk", "abstopk", "batchtopk", "matryoshka"]))
     if kind == "sasa":
         model = build(
             "sasa",
@@ -39,7 +39,8 @@ def cases(draw: st.DrawFn) -> tuple[SparseModel, torch.Tensor, "torch.Tensor | N
     elif kind == "bsf":
         model = build(kind, width_in=width, n_groups=units, group_rank=rank, active_groups=best, aux_groups=aux)
     else:
-        model = build(kind, width_in=width, n_latents=units, active_latents=best, aux_latents=aux)
+        nested = {"prefixes": sorted(draw(st.sets(st.integers(1, units), max_size=4)))} if kind == "matryoshka" else {}
+        model = build(kind, width_in=width, n_latents=units, active_latents=best, aux_latents=aux, **nested)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     with torch.no_grad():
