@@ -79,9 +79,9 @@ def held_out(study: Study, tokens: int) -> HeldOut:
 
 
 def with_words(study: Study, concepts: Sequence[Concept], each: int, seen: HeldOut) -> HeldOut | None:
-    """Rows of up to `each` held-out contexts per concept that hold one of its words and are not in `seen`.
+    """Rows of further held-out contexts, so that with `seen` about `each` contexts hold a word of each concept.
 
-    The contexts of a concept are spread over the text. None where no context is left.
+    The contexts added for a concept are spread over the text. None where no context is needed, or left.
     """
     known = set(np.unique(seen.contexts).tolist())
     found = [item for item in _unseen(study) if item.number not in known]
@@ -90,9 +90,14 @@ def with_words(study: Study, concepts: Sequence[Concept], each: int, seen: HeldO
     chunk = Chunk.of(found, [torch.empty(len(item.ids), 0) for item in found])
     tokens, places, positions = (column.numpy() for column in (chunk.tokens, chunk.contexts, chunk.positions))
     chosen: set[int] = set()
+    tokenizer = study.language_model.tokenizer
     for of in concepts:
-        holding = np.unique(places[match(of, study.language_model.tokenizer, tokens, places, positions).positive])
-        spread = np.linspace(0, len(holding) - 1, min(each, len(holding))).round().astype(int)
+        have = match(of, tokenizer, seen.tokens, seen.contexts, seen.positions).positive
+        wanted = each - len(np.unique(seen.contexts[have]))
+        if wanted <= 0:
+            continue
+        holding = np.unique(places[match(of, tokenizer, tokens, places, positions).positive])
+        spread = np.linspace(0, len(holding) - 1, min(wanted, len(holding))).round().astype(int)
         chosen.update(holding[spread].tolist())
     contexts = [item for item in found if item.number in chosen]
     return _run(study, contexts) if contexts else None

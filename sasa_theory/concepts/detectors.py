@@ -6,8 +6,8 @@ whichever of the best `CANDIDATES` single ones raises the criterion most, until 
 
     AUC         of the set of largest AUC on the selection half
     F1          of the set of largest F1 there, at its threshold from there
-    precision   of that set: the share of concept tokens among the tokens whose score reaches the 99th percentile of the
-                set's nonzero scores on the selection half (its strongest firings)
+    precision   of that set at the 99th percentile of its nonzero scores on the judging half: the share of concept
+                tokens among its strongest firings, 1 % of them or STRONGEST, whichever is more
 
 Intervals resample whole documents of the judging half (tokens of a document are not independent), the same documents
 for every detector, so that differences of detectors have intervals too.
@@ -28,23 +28,24 @@ Criterion = Callable[[np.ndarray, np.ndarray], float]
 METRICS = ("auc", "f1", "precision")
 #: single units that may join a set
 CANDIDATES = 32
+#: firings that precision is taken over at least
+STRONGEST = 10
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Sets of units picked on the selection half: by AUC, and by F1 with its threshold and 99th percentile."""
+    """Sets of units picked on the selection half: by AUC, and by F1 with its threshold."""
 
     by_auc: tuple[int, ...]
     by_f1: tuple[int, ...]
     threshold: float
-    percentile: float
 
 
 @dataclass(frozen=True)
 class Judged:
     """AUC, F1 and precision of a detector on the judging half, and the same for every resample of its documents.
 
-    value  metric -> number (nan: none of the detector's scores reaches the 99th percentile).
+    value  metric -> number (nan: precision of a detector that never fires).
     draws  metric -> (resamples,) numbers.
     """
 
@@ -90,21 +91,20 @@ class Halves:
         by_f1 = self._grow(
             scores, size, scores.best_f1s(self.positive, self.selection), lambda score, is_on: best_f1(score, is_on)[0]
         )
-        score = scores.joint(by_f1)[self.selection]
-        on = score[score > 0]
-        percentile = float(np.quantile(on, 0.99, method="higher")) if len(on) else float("inf")
-        return Chosen(by_auc, by_f1, best_f1(score, truth)[1], percentile)
+        return Chosen(by_auc, by_f1, best_f1(scores.joint(by_f1)[self.selection], truth)[1])
 
     def judge(self, scores: UnitScores, chosen: Chosen) -> Judged:
         """AUC, F1 and precision of chosen sets on the judging half, with the resamples'."""
         truth = self.positive[self.judging]
         ranked = scores.joint(chosen.by_auc)[self.judging]
         score = scores.joint(chosen.by_f1)[self.judging]
+        on = np.sort(score[score > 0])[::-1]
+        percentile = on[min(max(STRONGEST, -(-len(on) // 100)), len(on)) - 1] if len(on) else np.inf
 
         def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
-            fired, top = self._sums(score >= chosen.threshold, weights), self._sums(score >= chosen.percentile, weights)
+            fired, top = self._sums(score >= chosen.threshold, weights), self._sums(score >= percentile, weights)
             hits = self._sums((score >= chosen.threshold) & truth, weights)
-            best = self._sums((score >= chosen.percentile) & truth, weights)
+            best = self._sums((score >= percentile) & truth, weights)
             both = fired + self._sums(truth, weights)
             return {
                 "auc": weighted_auc(ranked, truth, self.cluster, weights),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from sasa_theory.concepts.detectors import Halves, average, interval, weighted_auc
+from sasa_theory.concepts.detectors import Chosen, Halves, average, interval, weighted_auc
 from sasa_theory.concepts.scores import UnitScores, unit_scores
 from sasa_theory.concepts.screening import auc, best_f1
 from sasa_theory.models import SASA, TopK
@@ -90,6 +90,8 @@ def test_a_set_of_units_finds_what_no_single_one_does():
     assert single.by_f1 == single.by_auc == (7,)
     alone = halves.judge(scores, single)
     assert alone.value["precision"] == 1
+    weak = halves.judge(scores, Chosen((0,), (0,), 0.0))  # a unit that fires anywhere
+    assert weak.value["precision"] < 0.6
     assert 0.5 < alone.value["f1"] < 0.8
     four = halves.choose(scores, 4)
     assert set(four.by_f1) == {2, 3, 4, 7}
