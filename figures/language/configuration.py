@@ -138,7 +138,9 @@ class Configuration:
             "batch_size": self.batch_size,
             "lr": lr,
             "normalise": self.normalise,
-            "initialise": "data",
+            # from data points, which share the mean's direction, the first codes overshoot a hundredfold on a residual
+            # stream, and a tenth of this training goes into coming back
+            "initialise": "random",
             "warmup_steps": min(100, steps // 10),
             "dead_window": 100 * self.batch_size,
             "log_every": max(1, steps // 40),
