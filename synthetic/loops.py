@@ -207,9 +207,9 @@ def scale(feature: ndarray, scales: ndarray, flat: ndarray) -> None:
 def terms(
     row: ndarray, feature: ndarray, flat: ndarray, dims: ndarray, starts: ndarray, rows: int
 ) -> tuple[ndarray, ndarray, ndarray]:
-    """Frame row and weight of every coordinate of every activation, and where each row's begin (rows,)."""
-    used, weight = np.empty(flat.size, np.int64), np.empty(flat.size, np.float32)
-    offsets = np.empty(rows, np.int64)
+    """Frame row and weight of every coordinate of every activation, and where each row's begin (rows,), in 32 bits."""
+    used, weight = np.empty(flat.size, np.int32), np.empty(flat.size, np.float32)
+    offsets = np.empty(rows, np.int32)
     i, n = 0, 0
     for t in range(rows):
         offsets[t] = n

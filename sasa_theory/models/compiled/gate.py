@@ -93,18 +93,22 @@ class Gate:
         index = self._held("index", (batch, n_best), np.int64)
         values = self._held("values", (batch, n_best, self.rank))
         moved = x if shift is None else self._held("shifted", x.shape)
-        if shift is not None:
-            split(loops.subtract, batch, x, shift, moved, work=x.size)
         chosen = Chosen(moved, index, values)
         if rows.size <= SMALL or not int8_is_faster():
+
+            def before(start: int, stop: int) -> None:
+                if shift is not None:
+                    loops.subtract(start, stop, x, shift, moved)
 
             def select(count: int, first: int, pre: ndarray, thread: int) -> None:
                 loops.select(0, count, first, pre, bias, self.rank, self.rectify, index, values)
                 if then is not None:
                     then.call(first, first + count, chosen, then.totals[thread])
 
-            self.screen.float32(moved, rows, select)
+            self.screen.float32(moved, rows, select, before)
             return chosen
+        if shift is not None:
+            split(loops.subtract, batch, x, shift, moved, work=x.size)
         slots = min(len(rows) // self.rank, 3 * n_best + SPARE)
         listed, bound = self._held("listed", (batch, slots), np.int64), self._held("bound", (batch,))
 

@@ -66,11 +66,16 @@ class Screen:
         x: ndarray,
         rows: ndarray,
         visitor: "Callable[[int, int, ndarray, int], None]",
+        before: "Callable[[int, int], None]" = lambda start, stop: None,
     ) -> None:
-        """Show every chunk of x rows^T, columns in the order of `rows`: visitor(how many, first, products, thread)."""
+        """Show every chunk of x rows^T, columns in the order of `rows`: visitor(how many, first, products, thread).
+
+        `before` may still fill the rows [start, stop) of x.
+        """
         factor, weights = torch.from_numpy(x), torch.from_numpy(rows).T
 
         def visit(start: int, stop: int, out: Tensor, thread: int) -> None:
+            before(start, stop)
             visitor(stop - start, start, torch.mm(factor[start:stop], weights, out=out).numpy(), thread)
 
         self._in_chunks(visit, np.float32, len(x), len(rows))
