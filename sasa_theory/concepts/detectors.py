@@ -23,8 +23,8 @@ from sasa_theory.concepts.scores import UnitScores
 from sasa_theory.concepts.screening import auc, best_f1
 from synthetic.errors import UsageError
 
-#: what a set of units is chosen by: scores and truth -> a number, higher is better
-Criterion = Callable[[np.ndarray, np.ndarray], float]
+#: what a set of units is chosen by: scores, truth, further tokens of score 0 without the concept -> higher is better
+Criterion = Callable[[np.ndarray, np.ndarray, int], float]
 METRICS = ("auc", "f1", "precision")
 #: single units that may join a set
 CANDIDATES = 32
@@ -87,10 +87,8 @@ class Halves:
     def choose(self, scores: UnitScores, size: int) -> Chosen:
         """The best sets of at most `size` units on the selection half (module docstring)."""
         truth = self.positive[self.selection]
-        by_auc = self._grow(scores, size, scores.aucs(self.positive, self.selection), auc)
-        by_f1 = self._grow(
-            scores, size, scores.best_f1s(self.positive, self.selection), lambda score, is_on: best_f1(score, is_on)[0]
-        )
+        by_auc = self._grow(scores, size, scores.aucs(self.positive, self.selection), _auc)
+        by_f1 = self._grow(scores, size, scores.best_f1s(self.positive, self.selection), _f1)
         return Chosen(by_auc, by_f1, best_f1(scores.joint(by_f1)[self.selection], truth)[1])
 
     def judge(self, scores: UnitScores, chosen: Chosen) -> Judged:
@@ -116,14 +114,19 @@ class Halves:
         return Judged({name: float(value[0]) for name, value in once.items()}, measure(self.weights))
 
     def _grow(self, scores: UnitScores, size: int, alone: np.ndarray, criterion: Criterion) -> tuple[int, ...]:
-        truth = self.positive[self.selection]
         candidates = [int(unit) for unit in np.argsort(-alone, kind="stable")[:CANDIDATES]]
-        squares = {unit: np.square(scores.column(unit)[self.selection]) for unit in candidates if size > 1}
         chosen = [candidates.pop(0)]
         best = float(alone[chosen[0]])
+        if size == 1:
+            return tuple(chosen)
+        squares = {unit: np.square(scores.column(unit)[self.selection]) for unit in [*chosen, *candidates]}
+        # most tokens are without the concept and silent under every candidate: they are counted, not sorted
+        truth = self.positive[self.selection]
+        kept = truth | (sum(squares.values()) > 0)
+        squares = {unit: square[kept] for unit, square in squares.items()}
         while len(chosen) < size and candidates:
             total = sum(squares[unit] for unit in chosen)
-            tried = [criterion(np.sqrt(total + squares[unit]), truth) for unit in candidates]
+            tried = [criterion(np.sqrt(total + squares[unit]), truth[kept], int((~kept).sum())) for unit in candidates]
             winner = int(np.argmax(tried))
             if tried[winner] <= best:
                 break
@@ -134,6 +137,17 @@ class Halves:
     def _sums(self, flag: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Weighted number of flagged tokens of the judging half, for every row of document weights."""
         return weights @ np.bincount(self.cluster, flag, weights.shape[1])
+
+
+def _f1(score: np.ndarray, positive: np.ndarray, silent: int) -> float:
+    return best_f1(score, positive)[0]
+
+
+def _auc(score: np.ndarray, positive: np.ndarray, silent: int) -> float:
+    """AUC with `silent` further tokens of score 0 without the concept."""
+    on, off = score[positive], int((~positive).sum())
+    here = auc(score, positive) * off if off else 0.0
+    return (here + silent * float((on > 0).mean() + (on == 0).mean() / 2)) / (off + silent)
 
 
 def weighted_auc(

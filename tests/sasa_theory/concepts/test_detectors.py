@@ -123,6 +123,22 @@ def test_interval_covers_the_value_of_more_data_and_no_power_is_read_into_noise(
     assert judged.value["f1"] < 0.35
 
 
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_second_unit_is_the_best_partner_by_enumeration(seed):
+    rng = np.random.default_rng(seed)
+    dense = rng.random((200, 6)) * (rng.random((200, 6)) < 0.2)
+    scores, positive = sparse(dense), rng.random(200) < 0.2
+    halves = Halves(positive, np.arange(200) // 5, rng=rng, resamples=2)
+    chosen = halves.choose(scores, 2)
+    truth = positive[halves.selection]
+    for units, measure in ((chosen.by_auc, auc), (chosen.by_f1, lambda *pair: best_f1(*pair)[0])):
+        alone = [measure(column[halves.selection], truth) for column in dense.T]
+        assert alone[units[0]] == pytest.approx(max(alone))
+        pairs = [measure(scores.joint({units[0], other})[halves.selection], truth) for other in range(6)]
+        assert measure(scores.joint(units)[halves.selection], truth) == pytest.approx(max(pairs))
+
+
 def test_ignored_tokens_count_neither_way_and_bad_halves_are_one_sentence():
     rng = np.random.default_rng(0)
     scores, positive, documents = planted(rng)
