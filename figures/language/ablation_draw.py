@@ -1,0 +1,89 @@
+"""Tables and picture of the figure `ablation`."""
+
+from typing import Any
+
+import numpy as np
+
+from figures.registry import table
+
+TITLES = {
+    "dictionary": "vector dictionaries",
+    "rank": "rank of the groups, no penalty",
+    "decoder": "coefficient of the decoder penalty",
+    "map": "share of the map penalty",
+    "recipe": "recipe at the study's rank, no penalty",
+}
+
+
+def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row for each variant."""
+    rows = [
+        [
+            TITLES[one["part"]],
+            one["name"],
+            *(_spread(one[key], digits) for key, digits in COLUMNS.values()),
+            _against(numbers, one),
+        ]
+        for one in numbers["results"]
+    ]
+    return [
+        table(
+            "One thing moved at a time",
+            ["part", "variant", *COLUMNS, "explained variance less TopK's, same seeds"],
+            rows,
+            f"L0 {numbers['l0']}, about {numbers['columns']} columns, {numbers['tokens']} tokens; mean ± standard "
+            "deviation over seeds. A share of the map penalty is of D / columns = "
+            f"{numbers['unit']:.3g}, the energy a column carries on average.",
+        )
+    ]
+
+
+COLUMNS = {
+    "explained variance (higher better)": ("explained_variance", 4),
+    "silent share": ("dead", 3),
+    "mean 90 % rank": ("rank90", 2),
+    "mean stable rank": ("stable_rank", 2),
+    "mean largest |cosine| of decoder rows": ("decoder_cosine", 3),
+}
+
+
+def draw(result: dict[str, Any]) -> dict[str, Any]:
+    """Explained variance of every variant, seeds as points; ranks against the coefficient on the right."""
+    from matplotlib.figure import Figure as Picture
+
+    numbers = result["numbers"]
+    results = numbers["results"]
+    picture = Picture(figsize=(14, 7.5), layout="constrained")
+    left, right = picture.subplots(1, 2, width_ratios=(2, 1))
+    colours = dict(zip(TITLES, ("#d55e00", "#0072b2", "#c8553d", "#33658a", "#009e73"), strict=True))
+    for y, one in enumerate(results):
+        values = one["explained_variance"]
+        left.plot(values, [y] * len(values), "o", ms=4, color=colours[one["part"]])
+        left.plot([np.mean(values)], [y], "|", ms=14, color=colours[one["part"]])
+    left.set_yticks(range(len(results)), [f"{one['part']}: {one['name']}" for one in results], fontsize=8)
+    left.invert_yaxis()
+    left.set(xlabel="explained variance (higher better)", title=f"L0 {numbers['l0']}")
+    left.grid(alpha=0.2)
+    for part in ("decoder", "map"):
+        for rank in sorted({one["name"].split(",")[0] for one in results if one["part"] == part}):
+            runs = [one for one in results if one["part"] == part and one["name"].split(",")[0] == rank]
+            none = next(one for one in results if one["part"] == "rank" and f"r={one['name']}" == rank)
+            points = [(np.mean(one["rank90"]), np.mean(one["explained_variance"])) for one in (none, *runs)]
+            right.plot(*zip(*points, strict=True), "o-", ms=4, color=colours[part], label=f"{part}, {rank}")
+    right.set(xlabel="mean 90 % rank of the groups that fire", ylabel="explained variance", title="what rank costs")
+    right.grid(alpha=0.2)
+    right.legend(fontsize=8)
+    picture.suptitle(f"{numbers['model']}, {numbers['hook']}")
+    return {"figure": picture}
+
+
+def _spread(values: list[float | None], digits: int) -> str | None:
+    held = [value for value in values if value is not None]
+    if not held:
+        return None
+    return f"{np.mean(held):.{digits}f}" + (f" ± {np.std(held, ddof=1):.{digits}f}" if len(held) > 1 else "")
+
+
+def _against(numbers: dict[str, Any], one: dict[str, Any]) -> str | None:
+    topk = next(other for other in numbers["results"] if other["name"] == "topk")["explained_variance"]
+    return _spread([a - b for a, b in zip(one["explained_variance"], topk, strict=True)], 4)
