@@ -21,6 +21,7 @@ COMMANDS = {
     "figure": "draw one figure or table of the paper by name",
     "train": "train a sparse dictionary on a planted world or on stored activations",
     "activations": "run text through a language model and store one layer's activations",
+    "study": "a language model from text to report: dictionaries trained, measured and intervened with",
     "evaluate": "measure a trained dictionary, any SAELens directory included",
     "certify": "measure how far a trained dictionary is from the optimum of its own objective",
     "bench": "time our code and the peers in turn: training step, data, l1 coding",

@@ -34,9 +34,8 @@ def run(context: Context) -> dict[str, Any]:
     """Train every variant with the study's seeds and measure it on held-out rows."""
     study = Study.open(context)
     made = study.configuration
-    l0 = max(STEP, round(made.middle_l0 / STEP) * STEP)
     wanted = [(part, name, seed) for part, name in variants(study) for seed in made.seeds]
-    jobs = {(part, name, seed): job(study, part, name, l0, seed) for part, name, seed in wanted}
+    jobs = {(part, name, seed): job(study, part, name, seed) for part, name, seed in wanted}
     trained = dict(zip(wanted, study.fit([jobs[key] for key in wanted]), strict=True))
     results: list[dict[str, Any]] = []
     for part, name in variants(study):
@@ -45,7 +44,7 @@ def run(context: Context) -> dict[str, Any]:
     numbers = {
         "model": made.model,
         "hook": made.hook,
-        "l0": l0,
+        "l0": ablation_l0(study),
         "columns": made.columns,
         "tokens": made.train_tokens // PART,
         "unit": study.data.width / made.columns,
@@ -57,10 +56,14 @@ def run(context: Context) -> dict[str, Any]:
         "findings": [],
         "settings": {
             **study.settings(),
-            "l0": l0,
             "models": {f"{k[0]}, {k[1]}": dict(jobs[k].settings) for k in wanted},
         },
     }
+
+
+def ablation_l0(study: Study) -> int:
+    """Columns on in every run."""
+    return max(STEP, round(study.configuration.middle_l0 / STEP) * STEP)
 
 
 def variants(study: Study) -> list[tuple[str, str]]:
@@ -81,14 +84,18 @@ def variants(study: Study) -> list[tuple[str, str]]:
     ]
 
 
-def job(study: Study, part: str, name: str, l0: int, seed: int) -> Job:
-    """The job of a variant; groups of rank r fill the columns as far as they go (a few columns may be left out)."""
+def job(study: Study, part: str, name: str, seed: int, *, lr: float | None = None) -> Job:
+    """The job of a variant; groups of rank r fill the columns as far as they go (a few columns may be left out).
+
+    All have the multiple of STEP columns on that is nearest to the study's middle L0.
+    """
     made = study.configuration
+    l0 = ablation_l0(study)
     if part == "dictionary":
-        return study.job(name, l0, seed, tokens=made.train_tokens // PART)
+        return study.job(name, l0, seed, lr=lr, tokens=made.train_tokens // PART)
     rank = int(name.split(",")[0].removeprefix("r=")) if part != "recipe" else made.group_rank
     coefficient = float(name.split(",")[1]) if part in ("decoder", "map") else 0.0
-    base = study.job("sasa", made.middle_l0, seed, tokens=made.train_tokens // PART)
+    base = study.job("sasa", made.middle_l0, seed, lr=lr, tokens=made.train_tokens // PART)
     settings = {
         **base.settings,
         "n_groups": made.columns // rank,

@@ -53,7 +53,7 @@ class Configuration:
     seeds: tuple[int, ...] = (0, 1)
     normalise: str = "mean_scalar"
     learning_rates: tuple[float, ...] = (1e-3,)
-    """tried for each architecture, on a quarter of the tokens and a seed of their own; one is taken as it is"""
+    """tried for each architecture, on half of the tokens and a seed of their own; one is taken as it is"""
     penalty: str = "map"
     nuclear: float | None = None
     """SASA's coefficient in normalised units; None: a tenth of the energy a column carries on average"""

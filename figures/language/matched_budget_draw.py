@@ -78,7 +78,7 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
             "Blocks of 512 held-out rows drawn again, seeds averaged.",
         ),
         table(
-            "Learning rates tried on a quarter of the tokens",
+            "Learning rates tried on half of the tokens",
             ["dictionary", "rate", "held-out explained variance"],
             [
                 [LABELS[name], float(rate), value]

@@ -5,7 +5,7 @@
     study.runs([("sasa", 32, 0), ...])     # (architecture, L0 in columns, seed): trained once, found again by all
 
 All dictionaries of one seed see the same batches in the same order, each batch read once (`fit_together`). Their
-learning rates are chosen alike: on a quarter of the tokens, at the middle L0, with a seed of their own, by explained
+learning rates are chosen alike: on half of the tokens, at the middle L0, with a seed of their own, by explained
 variance on held-out rows.
 """
 
@@ -15,12 +15,14 @@ import hashlib
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from figures.language.configuration import ARCHITECTURES, Configuration, load_configuration
 from figures.registry import Context
 from sasa_theory.activations import ActivationStore, LanguageModel, LiveActivations, Texts, read_text, write_activations
 from sasa_theory.activations.language_model import Context as TextContext
+from sasa_theory.activations.layout import MANIFEST
 from sasa_theory.activations.store import EVAL_EVERY
 from sasa_theory.evaluation import ExplainedVariance
 from sasa_theory.evaluation import run as measure
@@ -105,8 +107,7 @@ class Study:
                         f"store {given} holds {key} {store.meta.get(key)!r}, the configuration asks for {value!r}"
                     )
             return store
-        words = (made.model, made.hook, made.context, made.keep_special, made.norm_limit, self.texts.identity)
-        place = self.context.out / "stores" / hashlib.sha256(repr(words).encode()).hexdigest()[:16]
+        place = self.store_directory()
         write_activations(
             made.model if self.context.device == "cpu" else self.language_model,
             made.hook,
@@ -120,6 +121,19 @@ class Study:
             progress=sys.stderr.isatty(),
         )
         return ActivationStore(place)
+
+    def store_directory(self) -> Path:
+        """Where the study's own store is, or will be."""
+        made = self.configuration
+        words = (made.model, made.hook, made.context, made.keep_special, made.norm_limit, self.texts.identity)
+        return self.context.out / "stores" / hashlib.sha256(repr(words).encode()).hexdigest()[:16]
+
+    def stored_rows(self) -> int:
+        """Rows that are in the store already."""
+        if given := self.context.options.get("store"):
+            return len(ActivationStore(given))
+        place = self.store_directory()
+        return len(ActivationStore(place, verify=False)) if (place / MANIFEST).exists() else 0
 
     def eval_contexts(self, tokens: int) -> list[TextContext]:
         """Held-out contexts (every 20th, which no dictionary was trained on), in order, of at least `tokens` tokens.
@@ -190,7 +204,7 @@ class Study:
             out[name] = {} if rate is None else {rate: float("nan")}
             places += [(name, tried) for tried in made.learning_rates] if rate is None else []
         jobs = [
-            self.job(name, made.middle_l0, TUNING_SEED, lr=rate, tokens=made.train_tokens // 4) for name, rate in places
+            self.job(name, made.middle_l0, TUNING_SEED, lr=rate, tokens=made.train_tokens // 2) for name, rate in places
         ]
         for (name, rate), run in zip(places, self.fit(jobs), strict=True):
             got = measure(run.model, self.data, made.evaluation_tokens, [ExplainedVariance()])

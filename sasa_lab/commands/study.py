@@ -1,0 +1,106 @@
+"""`sasa-lab study CONFIGURATION`: a language model from text to report."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from figures import figures, load_all
+from figures.registry import Context
+from sasa_lab.arguments import checked_device, deadline
+from sasa_lab.profiles import Profile
+from sasa_lab.report import write_report
+from sasa_lab.running import tell, try_figure
+from synthetic.errors import Interrupted, UsageError, unknown
+
+#: in the order they are run: what trains most comes first, so that the others find it
+FIGURES = (
+    "matched-budget",
+    "token-budget",
+    "ablation",
+    "concepts",
+    "temporal",
+    "feature-clusters",
+    "absorption",
+    "causal",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train dictionaries on a language model's activations and measure them, from text to report.
+
+    CONFIGURATION names the model, the hook and every size: gemma3-270m-l11 (offline package, a few hours on two
+    cores), gpt2-l7, gpt2-l7-no-bos, mistral-l19, mistral-l8 (published settings, a GPU), or a JSON file of your own
+    with the same fields. An estimate of tokens, disk, hours and memory is printed first. A stopped study goes on with
+    the same command. The package extra `lm` is needed.
+
+    Example: sasa-lab study gemma3-270m-l11 --text text --estimate
+
+    Example: sasa-lab study gpt2-l7 --device cuda --max-minutes 8
+    """
+
+    configuration: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIGURATION")]
+    """name of a configuration, or a JSON file"""
+    text: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...")] = ()
+    """files, directories, patterns or Hugging Face datasets (default: the configuration's; docs/text.md)"""
+    store: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """an existing store of the same model and hook (default: one is written under OUT/stores, or none is needed)"""
+    model: Annotated[str | None, tyro.conf.arg(metavar="ID_OR_PATH")] = None
+    """where the model's weights are, if not where the configuration says"""
+    figure: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")] = FIGURES
+    """which figures (default: all)"""
+    profile: Profile = "standard"
+    """standard: the configuration's sizes; quick: a few thousand tokens, to see that everything runs"""
+    estimate: bool = False
+    """print the estimate and stop"""
+    out: Path | None = None
+    """directory for store, dictionaries, results and report (default: results/CONFIGURATION)"""
+    device: str = "cpu"
+    """torch device: cpu, cuda, cuda:1, ..."""
+    max_minutes: Annotated[float | None, tyro.conf.arg(metavar="MINUTES")] = None
+    """save and stop after this many minutes; the same command goes on from there"""
+    force: bool = False
+    """measure again what is already measured (dictionaries and store are kept)"""
+
+
+def run(options: Options) -> int:
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        raise UsageError("a study needs the package transformers; install the extra: pip install -e '.[lm]'") from None
+    from figures.language.estimate import estimate
+    from figures.language.study import Study
+
+    stop, device = deadline(options.max_minutes), checked_device(options.device)
+    load_all()
+    for name in options.figure:
+        if name not in FIGURES:
+            raise unknown("figure of a study", name, FIGURES)
+    given = {"text": ",".join(options.text), "store": options.store, "model": options.model}
+    chosen = {"config": options.configuration, **{key: str(value) for key, value in given.items() if value}}
+    out = options.out or Path("results") / Path(options.configuration).stem
+    context = Context(options.profile, (0,), out, device, stop, chosen)
+    study = Study.open(context)
+    tell(f"{study.configuration.name}: {study.configuration.title} -> {out}")
+    for line in estimate(study).lines():
+        tell(f"  {line}")
+    if options.estimate:
+        return 0
+    failed = {}
+    for name in options.figure:
+        tell(f"{name}: {figures[name].title}")
+        try:
+            why = try_figure(figures[name], context, options.force)
+        except Interrupted:
+            tell(f"report of what is done: {write_report(out)}")
+            raise
+        if why is not None:
+            failed[name] = why
+            tell(f"{name}: failed: {why}")
+    tell(f"report: {write_report(out)}")
+    if failed:
+        sys.stderr.write(f"sasa-lab: error: {len(failed)} figure(s) failed: {', '.join(failed)}; reasons above\n")
+    return 1 if failed else 0
