@@ -34,16 +34,28 @@ def bootstrap(
     sums = np.asarray(sums, dtype=np.float64)
     if sums.ndim != 2 or len(sums) == 0 or not np.isfinite(sums).all():
         raise UsageError(f"sums has shape {sums.shape}; expected finite numbers (units, quantities), at least one unit")
+    if len(sums) == 1:
+        return float("nan"), float("nan")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = statistic(resample_counts(len(sums), rng, resamples) @ sums)
+    return percentile_interval(values, level)
+
+
+def resample_counts(n: int, rng: np.random.Generator, resamples: int = RESAMPLES) -> "Float[np.ndarray, 'B n']":
+    """How often each of n units is in each resample; to share the same resamples between many statistics."""
+    require_count("units", n)
+    require_count("resamples", resamples)
+    return rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+
+
+def percentile_interval(values: "Float[np.ndarray, ' B']", level: float = 0.95) -> tuple[float, float]:
+    """The middle `level` of the resampled values that are finite; (nan, nan) when none is."""
     if not 0 < level < 1:
         raise UsageError(f"level is {level}; expected a number between 0 and 1")
-    require_count("resamples", resamples, 1)
-    n = len(sums)
-    if n == 1:
+    finite = values[np.isfinite(values)]
+    if len(finite) == 0:
         return float("nan"), float("nan")
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = statistic(counts @ sums)
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -13,9 +13,9 @@ subspace; see `concepts.interventions`) is
 for the best group of SASA, and the best latent and the best r latents of each baseline, all chosen by F1 on templates
 of other sentences (`figures.language.concepts`), and for all units of a dictionary together. Controls, for SASA:
 another group that is on at the word, the runner-up of the screening, and random vectors of the same norm, of half and
-of a quarter of it. A large random vector breaks everything, so a group is also compared with random vectors that move the
-rest of the distribution as far (interpolated between norms). Means are over prompts that the model answers, intervals
-are bootstrap over these prompts with the dictionaries of all seeds averaged first.
+of a quarter of it. A large random vector breaks everything, so a group is also compared with random vectors that move
+the rest of the distribution as far (interpolated between norms). Means are over prompts that the model answers,
+intervals are bootstrap over these prompts with the dictionaries of all seeds averaged first.
 """
 
 import logging
@@ -45,7 +45,7 @@ from sasa_theory.activations.continuation import Continuation
 from sasa_theory.concepts import concept
 from sasa_theory.concepts.interventions import KINDS, Part
 from sasa_theory.concepts.scores import unit_scores
-from sasa_theory.resampling import bootstrap, bootstrap_mean
+from sasa_theory.resampling import percentile_interval, resample_counts
 from synthetic.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -135,15 +135,16 @@ def measure(
         kept = answered & ((names == subset) | (subset == "both"))
         if kept.sum() < 2:
             continue
+        resamples = Resamples(kept, rng)
         for (name, label, part, site), values in means.items():
-            entry = _entry(values, clean, ceiling[site], kept, rng)
+            entry = _entry(values, clean, ceiling[site], resamples)
             for key in ("class", "right"):
                 entry[f"seeds_{key}"] = [
                     float(one[f"remove.{key}"][kept].mean()) for one in found[name, label, part, site]
                 ]
             noise = [means["sasa", control, part, site] for control in RANDOM if ("sasa", control, part, site) in means]
             if noise and (name, label) == ("sasa", "one"):
-                entry["specific"] = _specific(values, noise, clean, ceiling[site], kept, rng)
+                entry["specific"] = _specific(values, noise, clean, ceiling[site], resamples)
             entries.append({"concept": subset, "model": name, "units": label, "part": part, "site": site, **entry})
     return {
         "rank": rank,
@@ -240,20 +241,32 @@ def _controls(
     return out | {"other": _flat([{"remove": rival_effects(s, site, part)} for s, part in pairs])}
 
 
-def _entry(
-    values: Values, clean: Values, ceiling: Values, kept: np.ndarray, rng: np.random.Generator
-) -> dict[str, Any]:
+class Resamples:
+    """Means and ratios of means over the kept prompts, with bootstrap intervals that share their resamples."""
+
+    def __init__(self, kept: np.ndarray, rng: np.random.Generator) -> None:
+        self.kept = kept
+        self.counts = np.vstack([np.ones(int(kept.sum())), resample_counts(int(kept.sum()), rng)])
+
+    def totals(self, row: np.ndarray) -> np.ndarray:
+        """The sum over kept prompts, first as they are, then in every resample."""
+        return self.counts @ row[self.kept]
+
+    def mean(self, row: np.ndarray) -> dict[str, Any]:
+        return self.summary(self.totals(row) / self.kept.sum())
+
+    def share(self, part: np.ndarray, whole: np.ndarray) -> dict[str, Any]:
+        return self.summary(self.totals(part) / self.totals(whole))
+
+    def summary(self, values: np.ndarray) -> dict[str, Any]:
+        """The value and its interval; one that says nothing where there is none."""
+        low, high = percentile_interval(values[1:])
+        return {"value": float(values[0]), "interval": [low, high] if np.isfinite([low, high]).all() else [-1e9, 1e9]}
+
+
+def _entry(values: Values, clean: Values, ceiling: Values, resamples: Resamples) -> dict[str, Any]:
     """Means and intervals over the kept prompts of everything that was measured."""
-
-    def mean(row: np.ndarray) -> dict[str, Any]:
-        return {"value": float(row[kept].mean()), "interval": _finite(bootstrap_mean(row[kept], rng))}
-
-    def share(part: np.ndarray, whole: np.ndarray) -> dict[str, Any]:
-        sums = np.stack([part[kept], whole[kept]], axis=1)
-        total = sums.sum(axis=0)
-        ends = bootstrap(sums, lambda s: s[:, 0] / s[:, 1], rng)
-        return {"value": float(total[0] / total[1]) if total[1] else 0.0, "interval": _finite(ends)}
-
+    mean, share = resamples.mean, resamples.share
     out: dict[str, Any] = {"rest": mean(values["remove.rest"])}
     for key in ("class", "right"):
         removed, most = values[f"remove.{key}"], ceiling[f"neutral.{key}"]
@@ -264,35 +277,26 @@ def _entry(
     if "move.shift" in values:
         out["share_shift"] = share(values["move.shift"], ceiling["move.shift"])
         out["shift"], out["moved"] = mean(values["move.shift"]), mean(values["move.moved"])
-        out["on"] = float(values["on"][kept].mean())
+        out["on"] = float(values["on"][resamples.kept].mean())
     return out
 
 
 def _specific(
-    values: Values, noise: list[Values], clean: Values, ceiling: Values, kept: np.ndarray, rng: np.random.Generator
+    values: Values, noise: list[Values], clean: Values, ceiling: Values, resamples: Resamples
 ) -> dict[str, Any]:
     """Share of the ceiling that the part takes, less what random vectors take that move the rest as far.
 
     Between norms the share is interpolated in the KL of the rest, from (0, 0) on; beyond the largest it stays.
     """
+    rest = [resamples.totals(one["remove.rest"]) for one in (values, *noise)]
     out = {}
     for key in ("class", "right"):
-        rows = [clean[key] - ceiling[f"neutral.{key}"]]
-        for one in (values, *noise):
-            rows += [one["remove.rest"], clean[key] - one[f"remove.{key}"]]
-        sums = np.stack(rows, axis=1)[kept]
-
-        def lead(total: np.ndarray) -> np.ndarray:
-            whole, rest, fall = total[:, 0], total[:, 1::2], total[:, 2::2]
-            zero = np.zeros(1)
-            like = [
-                np.interp(r[0], np.append(zero, np.maximum.accumulate(r[1:])), np.append(zero, f[1:]))
-                for r, f in zip(rest, fall, strict=True)
-            ]
-            return (fall[:, 0] - np.array(like)) / whole
-
-        value = float(lead(sums.sum(axis=0)[None])[0])
-        out[key] = {"value": value, "interval": _finite(bootstrap(sums, lead, rng))}
+        fall = [resamples.totals(clean[key] - one[f"remove.{key}"]) for one in (values, *noise)]
+        zero = np.zeros_like(fall[0])
+        x = np.maximum.accumulate(np.stack([zero, *rest[1:]], axis=1), axis=1)
+        y = np.stack([zero, *fall[1:]], axis=1)
+        like = np.array([np.interp(at, *curve) for at, *curve in zip(rest[0], x, y, strict=True)])
+        out[key] = resamples.summary((fall[0] - like) / resamples.totals(clean[key] - ceiling[f"neutral.{key}"]))
     return out
 
 
@@ -322,12 +326,6 @@ def _flat(scenes: "Sequence[Mapping[str, Mapping[str, np.ndarray]]]") -> Values:
 
 def _average(per_seed: list[Values]) -> Values:
     return {key: np.mean([one[key] for one in per_seed], axis=0) for key in per_seed[0]}
-
-
-def _finite(ends: tuple[float, float]) -> list[float]:
-    """The interval, or one that says nothing where the bootstrap has none."""
-    low, high = ends
-    return [low if np.isfinite(low) else -1e9, high if np.isfinite(high) else 1e9]
 
 
 def _text(entry: dict[str, Any]) -> str:

@@ -42,5 +42,5 @@ def test_bad_requests_are_usage_errors():
         with pytest.raises(UsageError, match="finite numbers"):
             bootstrap(bad, lambda s: s[:, 0], rng)
     with pytest.raises(UsageError, match="level"):
-        bootstrap_mean(np.ones(3), rng, level=1.0)
+        bootstrap_mean(np.arange(3.0), rng, level=1.0)
     assert np.isnan(bootstrap_mean(np.ones(1), rng)).all()
