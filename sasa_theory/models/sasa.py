@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sasa_theory import parallel
 from sasa_theory.models.auxiliary import auxiliary_loss
@@ -79,8 +80,12 @@ class SASA(SparseModel):
         """sum_k ||M_k||_* ("map") or mean_k ||D_k||_* ("decoder") over the groups that are charged."""
         if self.nuclear == 0:
             return self.W_dec.new_zeros(())
-        enc, dec = self.blocks()
-        norms = map_nuclear_norm(enc, dec) if self.penalty == "map" else block_nuclear_norm(dec)
+        dec = _Own.apply(self.W_dec).view(self.n_units, self.rank, self.width_in)
+        if self.penalty == "map":
+            enc = _Own.apply(self.W_enc).unflatten(1, (self.n_units, self.rank)).permute(1, 0, 2)
+            norms = map_nuclear_norm(enc, dec)
+        else:
+            norms = block_nuclear_norm(dec)
         if self.penalise == "active":
             norms = norms * parallel.any_process(codes.counts() > 0)
         return norms.sum() if self.penalty == "map" else norms.sum() / self.n_units
@@ -112,3 +117,19 @@ class SASA(SparseModel):
         self.W_dec.div_(size[:, None])
         self.W_enc.mul_(size)
         self.b_enc.mul_(size)
+
+
+class _Own(torch.autograd.Function):
+    """The same tensor; its gradient goes back as no view of another.
+
+    Into such a one the engine adds the other losses' gradients in place, a fifth of the time of a fresh sum.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor) -> Tensor:
+        return weights.view_as(weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].detach()
