@@ -45,9 +45,11 @@ COSINE, FULL_COSINE, CARRIED, ABSORBERS, F1_GAIN, LARGEST_K, F1_PROBE = 0.1, 0.0
 #: a letter is asked about when it has this many words for training and for the test
 FEWEST_TRAIN, FEWEST_TEST = 10, 5
 #: l2 penalties tried for the ground-truth probes, on states of unit mean square, strong ones first
-L2 = (1e-1, 1e-2, 1e-3)
+L2 = (1e-1, 1e-2, 1e-3, 1e-4)
 #: l1 penalty that chooses units, as a share of the smallest that silences them all
 L1_SHARE = 0.1
+#: a unit is on when it adds more than this share of the state's length, in float32
+ROUNDING = 1e-6
 #: words encoded at once
 CHUNK = 512
 
@@ -160,8 +162,9 @@ def carried(
             added = torch.einsum("pr,prd->pd", values, decoder[unit])
             activation = torch.linalg.vector_norm(values, dim=1)
         added = added * _raw_scale(model, x)[word]
-        along = (added * toward[word]).sum(dim=1)
-        entry = (word + start, unit, activation, along, torch.linalg.vector_norm(added, dim=1))
+        along, size = (added * toward[word]).sum(dim=1), torch.linalg.vector_norm(added, dim=1)
+        on = size > ROUNDING * torch.linalg.vector_norm(x, dim=1)[word]
+        entry = (word[on] + start, unit[on], activation[on], along[on], size[on])
         parts.append(tuple(value.cpu().numpy() for value in entry))
     words, units, activations, alongs, sizes = (np.concatenate(column) for column in zip(*parts, strict=True))
     n_units = len(decoder) * (2 * rank if kind == "columns" else 1)
@@ -273,21 +276,21 @@ class LetterAbsorption:
     main_f1: float
     letters: tuple[LetterResult, ...]
 
-    def interval(
-        self, name: Literal["fraction", "full"], rng: np.random.Generator, resamples: int = 2000, level: float = 0.95
-    ) -> tuple[float, float]:
-        """Percentile interval of `fraction` or `full`, over letters and over the words of each letter drawn again.
 
-        Raises DataError when fewer than two letters count.
-        """
-        require_count("resamples", resamples)
-        words = [np.asarray(getattr(letter, name), dtype=np.float64) for letter in self.letters if letter.counted]
-        if len(words) < 2:
-            raise DataError(f"{len(words)} letters count; an interval over letters needs two")
-        means = np.stack([w[rng.integers(len(w), size=(resamples, len(w)))].mean(axis=1) for w in words], axis=1)
-        drawn = np.take_along_axis(means, rng.integers(len(words), size=means.shape), axis=1).mean(axis=1)
-        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
+def letter_interval(
+    words: "Sequence[Float[np.ndarray, ' w']]", rng: np.random.Generator, resamples: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the mean over letters of the mean over a letter's words: letters and words drawn again.
+
+    Raises DataError for fewer than two letters, UsageError for fewer than one resample.
+    """
+    require_count("resamples", resamples)
+    if len(words) < 2:
+        raise DataError(f"{len(words)} letters count; an interval over letters needs two")
+    means = np.stack([w[rng.integers(len(w), size=(resamples, len(w)))].mean(axis=1) for w in words], axis=1)
+    drawn = np.take_along_axis(means, rng.integers(len(words), size=means.shape), axis=1).mean(axis=1)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def letter_absorption(
