@@ -21,7 +21,7 @@ from sasa_theory.concepts.matching import match
 
 #: rows read at a time
 PART = 4096
-#: tokens of text that are searched for words
+#: tokens of text, from its beginning, that are searched for words
 SEARCHED = 4_000_000
 
 
@@ -108,7 +108,7 @@ def _stored(study: Study) -> bool:
 
 
 def _unseen(study: Study) -> Iterator[Context]:
-    """Held-out contexts of the text (module docstring), up to SEARCHED tokens of it."""
+    """Held-out contexts (module docstring) among the first SEARCHED tokens of the text."""
     end = (
         int(study.store.column("contexts", range(len(study.store) - 1, len(study.store)))[0])
         if _stored(study)
@@ -116,11 +116,11 @@ def _unseen(study: Study) -> Iterator[Context]:
     )
     tokens = 0
     for item in study.language_model.contexts(study.texts):
-        if item.number % EVAL_EVERY == EVAL_EVERY - 1 or (end is not None and item.number > end):
-            tokens += len(item.ids)
-            yield item
+        tokens += len(item.ids)
         if tokens > SEARCHED:
             return
+        if item.number % EVAL_EVERY == EVAL_EVERY - 1 or (end is not None and item.number > end):
+            yield item
 
 
 def _run(study: Study, contexts: list[Context]) -> HeldOut:

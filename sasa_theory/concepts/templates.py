@@ -46,6 +46,7 @@ def _data() -> dict:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
+@functools.cache
 def concept(name: str) -> Concept:
     """The shipped concept `name` (one of CONCEPTS, or "other"); raises UsageError for an unknown one."""
     kinds = {key: value for key, value in _data().items() if key != "templates"}
