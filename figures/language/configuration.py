@@ -7,6 +7,7 @@ A file configurations/NAME.json holds the fields of `Configuration`; one with "b
 import dataclasses
 import importlib.resources
 import json
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +126,16 @@ class Configuration:
                 "aux_groups": active,
             }
         elif architecture == "jumprelu":
-            sizes = {"n_latents": self.columns, "target_l0": float(l0), "aux_latents": l0}
+            # pre-activations of random unit rows are about normal: begin at the L0 that is wanted, or the threshold,
+            # which moves by its logarithm, is still on its way there when a short training ends
+            threshold = statistics.NormalDist().inv_cdf(1 - l0 / self.columns)
+            sizes = {
+                "n_latents": self.columns,
+                "target_l0": float(l0),
+                "initial_threshold": round(max(threshold, 0.05), 4),
+                "bandwidth": 0.5,
+                "aux_latents": l0,
+            }
         else:
             sizes = {"n_latents": self.columns, "active_latents": l0, "aux_latents": l0}
         return {**sizes, **self.of.get(architecture, {}).get("model", {})}

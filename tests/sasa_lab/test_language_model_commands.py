@@ -1,5 +1,6 @@
 """From text to a report at the command line, on a tiny random language model: nothing is downloaded."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +71,69 @@ def test_a_mistake_is_one_sentence_and_leaves_no_store(lab, words, change, said)
     assert done.status == 2 and done.err.startswith("sasa-lab: error: ") and done.err.count("\n") == 1, done.err
     assert all(word in done.err for word in said), done.err
     assert not Path("store").exists()
+
+
+@pytest.fixture
+def tiny(model, words) -> Path:
+    """A configuration of a study of that model; all its figures that need no words run in seconds."""
+    settings = {
+        "title": "a random GPT-2",
+        "model": str(model),
+        "hook": "blocks.1.hook_resid_pre",
+        "context": 16,
+        "columns": 48,
+        "group_rank": 4,
+        "l0": [4, 12, 24],
+        "tokens": 900,
+        "train_tokens": 640,
+        "batch_size": 32,
+        "norm_limit": None,
+        "learning_rates": [0.001, 0.01],
+        "evaluation_tokens": 300,
+        "spliced_tokens": 64,
+    }
+    Path("tiny.json").write_text(json.dumps(settings))
+    return Path("tiny.json")
+
+
+TRAINED = ("matched-budget", "token-budget", "ablation")
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_study_from_text_to_report(lab, tiny, stored):
+    Path("tiny.json").write_text(json.dumps({**json.loads(tiny.read_text()), "stored": stored}))
+    begun = lab("study", tiny, "--text", "text.txt", "--estimate")
+    assert begun.status == 0 and "hours" in begun.out and "memory" in begun.out, begun.err
+    assert not Path("results/tiny/runs").exists()
+    done = lab("study", tiny, "--text", "text.txt", "--figure", *TRAINED)
+    assert done.status == 0, done.err
+    assert Path("results/tiny/stores").exists() == stored
+    for name in TRAINED:
+        result = json.loads(Path(f"results/tiny/{name}/standard/result.json").read_text())
+        assert result["tables"]
+    numbers = json.loads(Path("results/tiny/matched-budget/standard/result.json").read_text())["numbers"]
+    assert len(numbers["results"]) == 6 * 3 * 2
+    assert all(set(tried) == {"0.001", "0.01"} for tried in numbers["tuning"].values())
+    again = lab("study", tiny, "--text", "text.txt", "--estimate")
+    assert "dictionaries to train: none" in again.out if stored else again.status == 0
+    report = Path("results/tiny/report.html").read_text()
+    assert "matched L0" in report and "Half the tokens" in report
+
+
+def test_a_study_that_cannot_be_is_one_sentence(lab, tiny):
+    for words, said in (
+        (["gemma3-270m-l12"], ["did you mean 'gemma3-270m-l11'"]),
+        ([tiny], ["names no text", "--text"]),
+        ([tiny, "--text", "text.txt", "--figure", "causl"], ["did you mean 'causal'"]),
+        ([tiny, "--text", "nowhere.txt"], ["nowhere.txt"]),
+    ):
+        done = lab("study", *words)
+        assert done.status == 2 and done.err.count("\n") == 1 and all(word in done.err for word in said), done.err
+    for change, said in (
+        ({"columns": 50}, "multiple of group_rank"),
+        ({"l0": [5]}, "l0 5"),
+        ({"colums": 3}, "columns"),
+    ):
+        Path("wrong.json").write_text(json.dumps({**json.loads(tiny.read_text()), **change}))
+        done = lab("study", "wrong.json", "--text", "text.txt")
+        assert done.status == 2 and said in done.err, done.err
