@@ -63,7 +63,10 @@ def run(context: Context) -> dict[str, Any]:
     plain = ~positive["weekday"] & ~positive["month"]
     dated = states | {"year": _years(language_model, hook)}
     group = measure(sasa, dated, rows[torch.from_numpy(plain)], selection[plain], rng)
-    units = {"dates": group["unit"]} | {f"{name}s": found["sasa"][0][name]["unit"] for name in CONCEPTS}
+    best: dict[int, list[str]] = {}  # unit -> what it is the best for
+    for label, unit in [("dates", group["unit"]), *((f"{name}s", found["sasa"][0][name]["unit"]) for name in CONCEPTS)]:
+        best.setdefault(unit, []).append(label)
+    units = {f"group {unit}, best for {' and '.join(labels)}": unit for unit, labels in best.items()}
     first = {key: seeds[0] for key, seeds in found.items()}
     return {
         "numbers": {
@@ -89,9 +92,11 @@ def _opened(context: Context) -> tuple[Any, str, dict[str, list[tuple[Any, str]]
 
         study = Study.open(context)
         made = study.configuration
+        # a few thousand states: the dictionaries read them where they are, on the CPU
         of = {
             name: [
-                (run.model, str(run.directory)) for run in study.runs([(name, made.middle_l0, s) for s in made.seeds])
+                (run.model.to("cpu"), str(run.directory))
+                for run in study.runs([(name, made.middle_l0, seed) for seed in made.seeds])
             ]
             for name in DICTIONARIES
         }
