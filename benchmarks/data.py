@@ -2,9 +2,11 @@
 
     python -m benchmarks.data                # sasa-lab bench data
 
-Each source gives batches of the step's size and width, all in turn with the step, in one process and one thread of
-Python: a ratio of 3 means that making a batch adds a third to a step. The store holds random rows on the local disk and
-is read from the page cache once it has been read; a shard's checksum, which is checked once, is not timed.
+Each source gives batches in turn with the step that is trained on it, in one process and one thread of Python: a ratio
+of 3 means that making a batch adds a third to a step. That step is the one `sasa-lab train` takes by default (a world's
+columns follow from its planted dimensions), and from D = 256 on the published sizes. The store holds random rows on the
+local disk and is read from the page cache once it has been read; a shard's checksum, which is checked once, is not
+timed.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import torch
 from benchmarks.contenders import Bench, Setting, ours, rows
 from benchmarks.harness import RESULTS, Contender, race, save
 from benchmarks.step import MAIN, SMALL
+from sasa_lab.sizes import default_settings
 from sasa_theory.activations import ActivationStore, StoreWriter
 from synthetic.errors import LabError
 from synthetic.source import Dataset
@@ -31,9 +34,12 @@ STEP = "step"
 DTYPES = ("bfloat16", "float32")
 
 
-def setting_of(width: int) -> Setting:
-    """The step that data of a width is compared with: the main sizes from D = 256, the small ones below."""
-    return replace(MAIN if width >= 256 else SMALL, width=width)
+def setting_of(data: Dataset) -> Setting:
+    """The step that a dataset is compared with (module docstring)."""
+    if data.width >= 256:
+        return replace(MAIN, width=data.width)
+    sizes = default_settings("sasa", data, {})
+    return Setting(data.width, sizes["n_groups"], sizes["group_rank"], sizes["active_groups"], SMALL.batch)
 
 
 def run(
@@ -43,47 +49,46 @@ def run(
     device: str = "cpu",
     out: Path = RESULTS,
     tell: Callable[[str], object] = lambda line: None,
-    setting_of: Callable[[int], Setting] = setting_of,
+    setting_of: Callable[[Dataset], Setting] = setting_of,
 ) -> Path:
     """Measure every world (None: all that ship) and a store of each width they have; returns OUT/data.json."""
     made = {name: World.from_spec(name) for name in (world_names() if worlds is None else worlds)}
     found: list[dict[str, Any]] = []
-    for width in sorted({world.width for world in made.values()}):
-        setting = setting_of(width)
-        with tempfile.TemporaryDirectory(prefix="sasa-lab-bench-") as folder:
-            sources: dict[str, Dataset] = {
-                f"world {name}": world for name, world in made.items() if world.width == width
-            }
-            sources |= {f"store {dtype}": _store(Path(folder) / dtype, dtype, width, store_rows) for dtype in DTYPES}
-            streams = {name: data.batches(setting.batch, device) for name, data in sources.items()}
+    with tempfile.TemporaryDirectory(prefix="sasa-lab-bench-") as folder:
+        sources: list[tuple[str, Dataset]] = [(f"world {name}", world) for name, world in made.items()]
+        for width in {world.width for world in made.values()}:
+            for dtype in DTYPES:
+                place = Path(folder) / f"{dtype}-{width}"
+                sources.append((f"store {dtype}", _store(place, dtype, width, store_rows)))
+        for name, data in sorted(sources, key=lambda source: source[1].width):
+            setting = setting_of(data)
+            stream = data.batches(setting.batch, device)
             step = ours("sasa", Bench(setting, rows(setting, device), device, device.startswith("cuda")))
             step()  # compiles
-            sides = [Contender(STEP, step, setting.batch)]
-            sides += [Contender(name, stream.__next__, setting.batch) for name, stream in streams.items()]
-            times = race(sides, rounds, f"data, D={width}", device, least=0.2)
-        median = times[STEP].median
-        found.append(
-            {
-                "width": width,
-                "batch": setting.batch,
-                "columns": setting.columns,
-                "device": device,
-                "threads": torch.get_num_threads(),
-                "rows": {
-                    name: {
-                        "seconds_per_row": timing.to_json(),
-                        "rows_per_second": 1 / timing.median,
-                        "over_step": median / timing.median,
-                    }
-                    for name, timing in times.items()
-                },
-            }
-        )
-        save(NAME, {"goal": GOAL, "store_rows": store_rows, "runs": found}, out)
-        said = [
-            f"{name} {row['over_step']:.1f} times the step" for name, row in found[-1]["rows"].items() if name != STEP
-        ]
-        tell(f"D={width}: step {1 / median:.0f} rows/s; {', '.join(said)}")
+            sides = [Contender(STEP, step, setting.batch), Contender(name, stream.__next__, setting.batch)]
+            times = race(sides, rounds, f"{name}, D={data.width}", device, least=0.2)
+            median = times[STEP].median
+            found.append(
+                {
+                    "width": data.width,
+                    "batch": setting.batch,
+                    "columns": setting.columns,
+                    "l0": setting.l0,
+                    "device": device,
+                    "threads": torch.get_num_threads(),
+                    "rows": {
+                        side: {
+                            "seconds_per_row": timing.to_json(),
+                            "rows_per_second": 1 / timing.median,
+                            "over_step": median / timing.median,
+                        }
+                        for side, timing in times.items()
+                    },
+                }
+            )
+            save(NAME, {"goal": GOAL, "store_rows": store_rows, "runs": found}, out)
+            ratio = found[-1]["rows"][name]["over_step"]
+            tell(f"{name}, D={data.width}: {ratio:.1f} times the step of {setting.columns} columns, L0 {setting.l0}")
     return out / f"{NAME}.json"
 
 

@@ -197,9 +197,12 @@ def _number(value: float) -> str:
 
 
 def _data_table(result: dict[str, Any]) -> str:
-    lines = [["rows a second (times the SASA step)", "D", "rows/s"], ["---", "---:", "---:"]]
+    lines = [["rows a second (times the SASA step)", "D", "columns, L0 of the step", "step", "data"]]
+    lines.append(["---", "---:", "---:", "---:", "---:"])
     for run in result["runs"]:
+        step = run["rows"]["step"]["rows_per_second"]
         for name, row in run["rows"].items():
-            times = "" if name == "step" else f" ({row['over_step']:.2g})"
-            lines.append([name, str(run["width"]), f"{row['rows_per_second']:,.0f}{times}"])
+            if name != "step":
+                times = f"{row['rows_per_second']:,.0f} ({row['over_step']:.2g})"
+                lines.append([name, str(run["width"]), f"{run['columns']:,}, {run['l0']}", f"{step:,.0f}", times])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

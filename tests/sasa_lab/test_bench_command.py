@@ -50,12 +50,15 @@ def test_data_compares_every_world_and_store_with_the_step(lab, here, monkeypatc
     monkeypatch.setattr(data, "SMALL", TINY)
     done = lab("bench", "data", "--rounds", 1, "--out", "out")
     assert done.status == 0, done.err
-    (run,) = json.loads(Path("out/data.json").read_text())["runs"]
-    rows = run["rows"]
-    assert set(rows) == {"step", "world smoke", "store bfloat16", "store float32"} and run["width"] == 32
-    for row in rows.values():
-        assert row["rows_per_second"] == pytest.approx(1 / row["seconds_per_row"]["median"])
-        assert row["over_step"] == pytest.approx(row["rows_per_second"] / rows["step"]["rows_per_second"])
+    runs = json.loads(Path("out/data.json").read_text())["runs"]
+    assert [set(run["rows"]) - {"step"} for run in runs] == [{"world smoke"}, {"store bfloat16"}, {"store float32"}]
+    # the step that `sasa-lab train` takes on it: 256 columns of a small world, 4,096 of a store
+    assert [run["columns"] for run in runs] == [256, 4096, 4096]
+    for run in runs:
+        assert run["width"] == 32 and run["batch"] == TINY.batch
+        for row in run["rows"].values():
+            assert row["rows_per_second"] == pytest.approx(1 / row["seconds_per_row"]["median"])
+            assert row["over_step"] == pytest.approx(row["rows_per_second"] / run["rows"]["step"]["rows_per_second"])
 
 
 def test_lasso_runs_the_profile(lab, here, monkeypatch):

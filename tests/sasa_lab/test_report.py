@@ -129,6 +129,7 @@ def test_sentences_name_only_figures_of_the_design():
         *("manifolds", "temporal", "tiling", "descent", "consolidation", "rank-window", "samples", "splitting"),
         *("rank-recovery", "matched-budget", "absorption", "causal", "published-benchmarks"),
         *("planted-absorption", "sample-growth", "recovery"),
+        *("token-budget", "ablation", "concepts", "feature-clusters"),
     }
     assert named <= designed and set(figures.names()) <= designed
     assert {"splitting", "consolidation", "temporal"} <= set(sentences())
