@@ -35,7 +35,7 @@ from figures.language.causal_measure import (
     random_effects,
     rival_effects,
 )
-from figures.language.causal_prompts import prompt_sets
+from figures.language.causal_prompts import TEMPLATES, prompt_sets
 from figures.language.concepts import in_templates
 from figures.language.configuration import ARCHITECTURES
 from figures.language.study import NEEDS, OPTIONS, Study
@@ -46,10 +46,11 @@ from sasa_theory.concepts import concept
 from sasa_theory.concepts.interventions import KINDS, Part
 from sasa_theory.concepts.scores import unit_scores
 from sasa_theory.resampling import percentile_interval, resample_counts
-from synthetic.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
+#: prompts that must be answered for anything to be measured
+FEWEST = 4
 #: random vectors per prompt; templates and words of the screening, by profile
 DRAWS = {"quick": 2, "standard": 8, "paper": 32}
 SCREENING = {"quick": (8, 6), "standard": (16, 16), "paper": (64, 64)}
@@ -97,23 +98,27 @@ def measure(
 ) -> dict[str, Any]:
     """All interventions with the given dictionaries, {architecture: one model a seed}, as the numbers of a result.
 
-    Raises UsageError when the tokenizer leaves no prompt, or the model answers fewer than two.
+    "entries" is empty when the tokenizer leaves too few prompts, or the model answers too few.
     """
-    sets, missing = prompt_sets(language_model)
-    if not sets:
-        raise UsageError(f"{language_model.name} has no prompt to intervene on: {'; '.join(missing)}")
+    chosen, unfit = screen(language_model, hook, models, rank, rng, screening)
+    sets, missing = prompt_sets(language_model, tuple(of for of in TEMPLATES if of not in unfit))
     rest = Continuation(language_model, hook)
     scenes = [Scene(rest, one) for one in sets]
-    answered = np.concatenate([s.clean.log_words.argmax(axis=1) == s.prompts.right.numpy() for s in scenes])
+    numbers: dict[str, Any] = {
+        "rank": rank,
+        "prompts": [_prompts(scene) for scene in scenes],
+        "missing": [*(f"{of}: {why}" for of, why in unfit.items()), *missing],
+        "answered": sum(int(_answered(scene).sum()) for scene in scenes),
+        "of": sum(scene.n for scene in scenes),
+        "entries": [],
+    }
+    if numbers["answered"] < FEWEST:
+        return numbers
+    answered = np.concatenate([_answered(scene) for scene in scenes])
     names = np.concatenate([[s.prompts.concept] * s.n for s in scenes])
-    if answered.sum() < 2:
-        raise UsageError(
-            f"{language_model.name} answers {int(answered.sum())} of {len(answered)} prompts: none to change"
-        )
     clean = {key: np.concatenate([s.clean.values[key] for s in scenes]) for key in ("class", "right", "rest")}
     top = {site: [ceilings(scene, site) for scene in scenes] for site in SITES}
     ceiling = {site: _flat(top[site]) for site in SITES}
-    chosen = screen(language_model, hook, models, rank, rng, screening)
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
 
     found: dict[tuple[str, str, str, str], list[Values]] = {}
@@ -130,10 +135,9 @@ def measure(
         logger.info("causal: %s, %s, seed %d done", name, label, seed)
     means = {key: _average(per_seed) for key, per_seed in found.items()}
 
-    entries = []
     for subset in ("both", *sorted(set(names))):
         kept = answered & ((names == subset) | (subset == "both"))
-        if kept.sum() < 2:
+        if kept.sum() < FEWEST:
             continue
         resamples = Resamples(kept, rng)
         for (name, label, part, site), values in means.items():
@@ -145,13 +149,10 @@ def measure(
             noise = [means["sasa", control, part, site] for control in RANDOM if ("sasa", control, part, site) in means]
             if noise and (name, label) == ("sasa", "one"):
                 entry["specific"] = _specific(values, noise, clean, ceiling[site], resamples)
-            entries.append({"concept": subset, "model": name, "units": label, "part": part, "site": site, **entry})
-    return {
-        "rank": rank,
-        "prompts": [_prompts(scene) for scene in scenes],
-        "missing": missing,
-        "answered": int(answered.sum()),
-        "of": len(answered),
+            numbers["entries"].append(
+                {"concept": subset, "model": name, "units": label, "part": part, "site": site, **entry}
+            )
+    return numbers | {
         "clean": {key: float(clean[key][answered].mean()) for key in ("class", "right")},
         "ceiling": {site: {k: float(v[answered].mean()) for k, v in ceiling[site].items()} for site in SITES},
         "units": [
@@ -160,7 +161,6 @@ def measure(
             for of, listed in units.items()
             if label != "all"
         ],
-        "entries": entries,
     }
 
 
@@ -171,9 +171,12 @@ def screen(
     rank: int,
     rng: np.random.Generator,
     sizes: tuple[int, int],
-) -> dict[tuple[str, int, str], dict[str, tuple[int, ...]]]:
-    """(architecture, seed, "one" | "several" | "runner-up" | "all") -> concept -> units, by F1 on even templates."""
-    concepts = [concept(name) for name in ("weekday", "month")]
+) -> tuple[dict[tuple[str, int, str], dict[str, tuple[int, ...]]], dict[str, str]]:
+    """(architecture, seed, "one" | "several" | "runner-up" | "all") -> concept -> units, by F1 on even templates.
+
+    And concept -> why units for it cannot be chosen with this tokenizer.
+    """
+    concepts = [concept(name) for name in TEMPLATES]
     place = in_templates(language_model, hook, concepts, *sizes, rng)
     chosen: dict[tuple[str, int, str], dict[str, tuple[int, ...]]] = {}
     for name, seeds in models.items():
@@ -181,7 +184,7 @@ def screen(
             scores = unit_scores(model, place.rows.parts(language_model.device))
             for of, halves in place.halves.items():
                 if isinstance(halves, str):
-                    raise UsageError(f"units for {of} cannot be chosen with this tokenizer: {halves}")
+                    continue
                 chosen.setdefault((name, seed, "all"), {})[of] = tuple(range(model.n_units))
                 best = halves.choose(scores, 1).by_f1
                 chosen.setdefault((name, seed, "one"), {})[of] = best
@@ -191,7 +194,7 @@ def screen(
                 order = np.argsort(-scores.best_f1s(halves.positive, halves.selection), kind="stable")
                 second = next(int(unit) for unit in order if unit != best[0])
                 chosen.setdefault((name, seed, "runner-up"), {})[of] = (second,)
-    return chosen
+    return chosen, {of: halves for of, halves in place.halves.items() if isinstance(halves, str)}
 
 
 def findings(numbers: dict[str, Any]) -> list[dict[str, str]]:
@@ -199,6 +202,9 @@ def findings(numbers: dict[str, Any]) -> list[dict[str, str]]:
 
     Supported: more than half of the ceiling, and more than those; needs an assumption: only the latter.
     """
+    if not numbers["entries"]:
+        text = f"the model answers {numbers['answered']} of {numbers['of']} prompts; {'; '.join(numbers['missing'])}"
+        return [{"sentence": "causal", "status": "undecided", "text": text.strip("; ")}]
     entry = {
         (e["units"], e["site"]): e
         for e in numbers["entries"]
@@ -256,12 +262,15 @@ class Resamples:
         return self.summary(self.totals(row) / self.kept.sum())
 
     def share(self, part: np.ndarray, whole: np.ndarray) -> dict[str, Any]:
-        return self.summary(self.totals(part) / self.totals(whole))
+        total = self.totals(whole)
+        return self.summary(np.divide(self.totals(part), total, out=np.full_like(total, np.nan), where=total != 0))
 
     def summary(self, values: np.ndarray) -> dict[str, Any]:
-        """The value and its interval; one that says nothing where there is none."""
+        """The value and its interval; one that says nothing where the ceiling does nothing at all."""
         low, high = percentile_interval(values[1:])
-        return {"value": float(values[0]), "interval": [low, high] if np.isfinite([low, high]).all() else [-1e9, 1e9]}
+        if not np.isfinite([values[0], low, high]).all():
+            return {"value": 0.0, "interval": [-1e9, 1e9]}
+        return {"value": float(values[0]), "interval": [low, high]}
 
 
 def _entry(values: Values, clean: Values, ceiling: Values, resamples: Resamples) -> dict[str, Any]:
@@ -296,19 +305,26 @@ def _specific(
         x = np.maximum.accumulate(np.stack([zero, *rest[1:]], axis=1), axis=1)
         y = np.stack([zero, *fall[1:]], axis=1)
         like = np.array([np.interp(at, *curve) for at, *curve in zip(rest[0], x, y, strict=True)])
-        out[key] = resamples.summary((fall[0] - like) / resamples.totals(clean[key] - ceiling[f"neutral.{key}"]))
+        whole = resamples.totals(clean[key] - ceiling[f"neutral.{key}"])
+        lead = fall[0] - like
+        out[key] = resamples.summary(np.divide(lead, whole, out=np.full_like(lead, np.nan), where=whole != 0))
     return out
+
+
+def _answered(scene: Scene) -> np.ndarray:
+    """Whether the right answer is the likeliest of the concept's words, for each prompt."""
+    found: np.ndarray = scene.clean.log_words.argmax(axis=1) == scene.prompts.right.numpy()
+    return found
 
 
 def _prompts(scene: Scene) -> dict[str, Any]:
     one = scene.prompts
-    right = scene.clean.log_words.argmax(axis=1) == one.right.numpy()
     return {
         "concept": one.concept,
         "template": one.template,
         "words": len(one.words),
         "left_out": one.left_out,
-        "answered": int(right.sum()),
+        "answered": int(_answered(scene).sum()),
         "likeliest": int((scene.likeliest() == one.answers).sum()),
         "class": float(scene.clean.values["class"].mean()),
         "right": float(scene.clean.values["right"].mean()),

@@ -60,8 +60,7 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
             )
         ]
         shown.append([e["concept"], label(e, numbers["rank"]), e["part"], e["site"], e.get("on"), *cells])
-    ceiling = numbers["ceiling"]
-    return [
+    answers = [
         table(
             "What the model answers, untouched",
             [
@@ -78,6 +77,11 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
             f"{numbers['answered']} of {numbers['of']} prompts are answered (the right word is the likeliest of the "
             "concept's words); the rest of the figure is over these. " + "; ".join(numbers["missing"]),
         ),
+    ]
+    if not shown:
+        return answers
+    return [
+        *answers,
         table(
             "Interventions",
             [
@@ -102,7 +106,7 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
                 f"{SITE[site]} P(concept) {c['neutral.class']:.3f}, P(right) {c['neutral.right']:.3f}, KL of the rest "
                 f"{c['neutral.rest']:.2f} nats, and another weekday's or month's whole state makes "
                 f"{c['move.moved']:.0%} of the answers follow"
-                for site, c in ceiling.items()
+                for site, c in numbers["ceiling"].items()
             )
             + ". 95 % bootstrap intervals over prompts.",
         ),
@@ -112,6 +116,8 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
 def draw(result: dict[str, Any]) -> dict[str, Any]:
     """The main picture, shares of the ceiling at the word; "onward" the same there and after it; and "specific"."""
     numbers = result["numbers"]
+    if not numbers["entries"]:
+        return {"figure": _nothing(numbers)}
     return {
         "figure": _shares(numbers, "word"),
         "onward": _shares(numbers, "onward"),
@@ -150,6 +156,16 @@ def _shares(numbers: dict[str, Any], site: str) -> Any:
         f"What units hold {SITE[site]}, taken away, put into a neutral word, moved: {numbers['answered']} prompts "
         f'such as "{numbers["prompts"][0]["template"]}"; 95 % intervals over prompts',
         fontsize=10,
+    )
+    return picture
+
+
+def _nothing(numbers: dict[str, Any]) -> Any:
+    from matplotlib.figure import Figure as Picture
+
+    picture = Picture(figsize=(7, 1.5))
+    picture.text(
+        0.5, 0.5, f"The model answers {numbers['answered']} of {numbers['of']} prompts: nothing to change.", ha="center"
     )
     return picture
 

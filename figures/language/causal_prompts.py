@@ -106,7 +106,7 @@ def prompt_set(model: LanguageModel, name: str, template: str) -> PromptSet | No
 def prompt_sets(model: LanguageModel, names: "tuple[str, ...] | None" = None) -> tuple[list[PromptSet], list[str]]:
     """Every template's prompts, and a sentence for each that cannot be used with this tokenizer."""
     found, missing = [], []
-    for name in names or tuple(TEMPLATES):
+    for name in tuple(TEMPLATES) if names is None else names:
         for template in TEMPLATES[name]:
             made = prompt_set(model, name, template)
             if made is None:

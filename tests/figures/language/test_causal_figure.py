@@ -16,7 +16,6 @@ from figures.registry import figures
 from sasa_theory.concepts import concept
 from sasa_theory.concepts.interventions import Part
 from sasa_theory.models import SASA, TopK
-from synthetic.errors import UsageError
 
 WIDTH, RANK, VOCABULARY = 40, 2, 1000
 PLANES = {"weekday": 0, "month": 1}
@@ -202,8 +201,10 @@ def test_words_that_cannot_be_exchanged_are_left_out_and_named(monkeypatch):
     assert sets == [] and "too few words" in missing[0]
     monkeypatch.setattr(causal, "Continuation", PlantedRest)
     silent = PlantedModel(split=(*concept("weekday").words, *concept("month").words))
-    with pytest.raises(UsageError, match="has no prompt to intervene on"):
-        causal.measure(silent, "planted", {}, RANK, np.random.default_rng(0))
+    numbers = causal.measure(silent, "planted", {"sasa": [axes_dictionary("sasa")]}, RANK, np.random.default_rng(0))
+    assert (numbers["entries"], numbers["of"]) == ([], 0) and len(numbers["missing"]) == 6
+    assert causal.findings(numbers)[0]["status"] == "undecided"
+    assert len(causal.tables(numbers)) == 1 and set(causal.draw({"numbers": numbers})) == {"figure"}
 
 
 def test_replacing_a_part_by_its_own_changes_nothing(planted):
