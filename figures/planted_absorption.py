@@ -20,10 +20,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from figures.planted_absorption_recipe import (
-    ACTIVE,
     GROUPS,
     MODELS,
     VECTORS,
@@ -35,27 +33,26 @@ from figures.planted_absorption_recipe import (
     tuned,
     world_of,
 )
+from figures.planted_absorption_references import REFERENCES, TRUTH, references
 from figures.registry import Context, Figure, figures, table
-from figures.splitting_draw import COLOURS
+from figures.splitting_draw import COLOURS, DASHES
 from figures.splitting_recipe import description_bits
 from figures.splitting_tables import label
 from sasa_theory.evaluation import Absorption, Calculator, DeadShare, ExplainedVariance, Sparsity
 from sasa_theory.evaluation import run as feed
-from sasa_theory.models import SASA
 from sasa_theory.models.base import SparseModel
 from sasa_theory.models.normaliser import NormalisedModel
 from sasa_theory.training import Run, fit_all
 from synthetic import World
 from synthetic.errors import Interrupted
 
-TRUTH = "planted truth"
 #: whom the paper's sentence names
 RIVALS = ("topk", "batchtopk", "matryoshka")
 #: a smaller difference of absorbed shares is none
 VISIBLE = 0.02
 #: they define the budget of bits, so their runs are shown under it too
 GROUPED = ("sasa", "bsf", TRUTH)
-SHOWN = {"sasa, rank 2 d": "#56b4e9", TRUTH: "#000000"}
+SHOWN = {"sasa, rank 2 d": "#56b4e9"}
 
 
 @dataclass(frozen=True)
@@ -92,10 +89,11 @@ def run(context: Context) -> dict[str, Any]:
             jobs = [job(model, world, budget, study.training, seed) for model, seed in cells]
             trained = fit_all(world, jobs, out=context.out, device=context.device, deadline=context.deadline)
             where: Measures = {"dim": dim, "budget": budget, "depth": depth}
-            for (model, seed), got in zip(cells, _measured(world, trained, study.rows, context), strict=True):
-                runs.append({**where, "model": model, "seed": seed, **got})
+            for (name, seed), got in zip(cells, _measured(world, trained, study.rows, context), strict=True):
+                runs.append({**where, "model": name, "seed": seed, **got})
             if budget == "columns":
-                runs.append({**where, "model": TRUTH, "seed": None, **measure(planted(world), world, study.rows)})
+                for name, model in references(world, context.seeds[0]).items():
+                    runs.append({**where, "model": name, "seed": None, **measure(model, world, study.rows)})
     numbers = {"runs": runs, "panels": [[dim, budget, list(depths)] for dim, budget, depths in study.cells]}
     return {
         "numbers": numbers,
@@ -109,16 +107,6 @@ def run(context: Context) -> dict[str, Any]:
             "recipe": {key: recipe()[key] for key in ("training", "seed", "chosen")},
         },
     }
-
-
-def planted(world: World) -> SASA:
-    """The planted dictionary: a group for each feature, tied to it, and a Top-s gate."""
-    model = SASA(world.width, len(world.dims), world.dims[0], ACTIVE)
-    rows = torch.cat(world.frames())
-    with torch.no_grad():
-        model.W_dec.copy_(rows)
-        model.W_enc.copy_(rows.T)
-    return model
 
 
 def _measured(world: World, trained: Sequence[Run], rows: int, context: Context) -> Iterator[Measures]:
@@ -323,8 +311,8 @@ def _line(ax: Any, runs: Sequence[Measures], model: str, panel: tuple[int, str, 
     mean = np.array([np.mean(v) for _, v in held])
     ends = [[m - min(v), max(v) - m] for m, (_, v) in zip(mean, held, strict=True)]
     style: dict[str, Any] = {"color": SHOWN.get(model) or COLOURS[model], "lw": 2 if model in GROUPS else 1.2}
-    style |= {"ls": ":"} if key == "units_with_child" else {"ls": "--" if model == TRUTH else "-"}
-    marker = "" if model == TRUTH else "o" if model in VECTORS else "s"
+    style |= {"ls": ":"} if key == "units_with_child" else {"ls": DASHES.get(model, "-")}
+    marker = "" if model in REFERENCES else "o" if model in VECTORS else "s"
     x = [depth + shift for depth, _ in held]
     bars = np.maximum(np.array(ends).T, 0)  # a mean can leave its range by a rounding
     ax.errorbar(x, mean, bars, marker=marker, ms=4, elinewidth=0.7, label=_name(model), **style)

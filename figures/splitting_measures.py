@@ -220,20 +220,20 @@ def references(world: World, columns: int, rows: int, seed: int) -> dict[str, tu
     planted.W_dec.zero_()
     for i, frame in enumerate(world.frames()):
         planted.W_dec[RANK * i : RANK * i + len(frame)] = frame
-    _tie(planted, world.bias)
+    tie(planted, world.bias)
     mean = x.mean(0)
     directions = torch.linalg.svd(x - mean, full_matrices=False).Vh[: active * RANK]
     pca = AbsTopK(width, len(directions), len(directions))
     pca.W_dec.copy_(directions)
-    _tie(pca, mean)
+    tie(pca, mean)
     fitted = klines.fit(alone, columns, rng, centre=False, restarts=1, iterations=30)
     lines = AbsTopK(width, columns, 1)
     lines.W_dec.copy_(torch.from_numpy(fitted.atoms))
-    _tie(lines, torch.from_numpy(fitted.bias))
+    tie(lines, torch.from_numpy(fitted.bias))
     found = ksubspaces.fit(alone, features, RANK, rng, centre=False, restarts=1, iterations=30)
     blocks = SASA(width, features, RANK, 1)
     blocks.W_dec.copy_(torch.from_numpy(found.bases.reshape(-1, width)))
-    _tie(blocks, torch.from_numpy(found.bias))
+    tie(blocks, torch.from_numpy(found.bias))
     return {
         "planted truth": (planted, world),
         "PCA": (pca, world),
@@ -242,7 +242,7 @@ def references(world: World, columns: int, rows: int, seed: int) -> dict[str, tu
     }
 
 
-def _tie(model: SparseModel, bias: torch.Tensor) -> None:
+def tie(model: SparseModel, bias: torch.Tensor) -> None:
     """Encoder = decoder transposed, and the bias."""
     model.W_enc.copy_(model.W_dec.T)
     model.b_dec.copy_(bias)

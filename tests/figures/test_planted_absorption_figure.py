@@ -10,6 +10,7 @@ import figures.planted_absorption as shown
 import figures.planted_absorption_recipe as tuning
 from figures import Context, figures, load_all
 from figures.planted_absorption_recipe import ACTIVE, DEPTHS, DIMS, MODELS, RATES, Training
+from figures.planted_absorption_references import REFERENCES, planted
 from figures.splitting_recipe import description_bits
 from sasa_theory.models import build
 from synthetic.errors import UsageError
@@ -55,7 +56,7 @@ def test_every_model_builds_and_its_budget_is_the_one_named():
 
 def test_the_planted_dictionary_absorbs_nothing_and_drops_what_its_budget_leaves_out():
     world = tuning.world_of(4, 1)
-    got = shown.measure(shown.planted(world), world, 3000)
+    got = shown.measure(planted(world), world, 3000)
     assert got["absorbed"] == 0 and got["shared"] == 0 and got["units"] == 1 and got["counted"] == 1
     assert got["lost"] > 0.2 and got["by_children"] is None
 
@@ -91,7 +92,7 @@ def made_up(absorbed):
     runs = []
     for dim in (1, 3):
         for depth in (1, 2):
-            for model in (*MODELS, shown.TRUTH):
+            for model in (*MODELS, *REFERENCES):
                 for seed in (0, 1, 2):
                     measures = {
                         **dict.fromkeys(("explained", "l0", "bits", "dead", "lost", "counted", "settled"), 0.5),
