@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 PER_LETTER = {"quick": 24, "standard": 200, "paper": 400}
 #: SAEBench speaks of absorption when this many letters count
 ENOUGH_LETTERS = 20
+#: absorption can be read where the main units' F1 is at least this share of the ground-truth probes'
+READABLE = 0.5
 RIVALS = ("topk", "batchtopk", "matryoshka")
 GPT2 = ("gpt2", "openai-community/gpt2")
 NUMBERS = ("fraction", "full")
@@ -111,7 +113,16 @@ def measure(
         "words": {"train": int(states.train.sum()), "test": int((~states.train).sum())},
         "judged": sum(len(one.fraction) for one in next(iter(results.values()))[0].letters if one.counted),
         "examples": float(states.examples.mean()),
+        "against": _against(states, probes),
     }
+
+
+def _against(states: WordStates, probes: LetterProbes) -> float:
+    """Share of found held-out words whose state points away from their letter's probe, a <= 0: never absorbed."""
+    place = np.searchsorted(probes.letters, states.letter).clip(max=len(probes.letters) - 1)
+    asked = ~states.train & (probes.letters[place] == states.letter) & probes.found[np.arange(len(place)), place]
+    total = (states.rows[asked] * probes.directions[place[asked]]).sum(axis=1)
+    return float((total <= 0).mean()) if asked.any() else 0.0
 
 
 def _kinds(architecture: str) -> tuple[Kind, ...]:
@@ -142,7 +153,10 @@ def _comparisons(
             theirs = results.get((rival, "columns", l0))
             if theirs is None:
                 continue
-            entry: dict[str, Any] = {"units": kind, "l0": l0, "rival": rival}
+            told = min(float(np.mean([one.main_f1 for one in seeds])) for seeds in (ours, theirs))
+            truth = np.mean([letter.probe_f1 for letter in ours[0].letters if letter.counted])
+            readable = bool(told >= READABLE * truth)
+            entry: dict[str, Any] = {"units": kind, "l0": l0, "rival": rival, "readable": readable}
             for name in NUMBERS:
                 apart = [a - b for a, b in zip(_words(ours, name), _words(theirs, name), strict=True)]
                 entry[name] = float(np.mean([letter.mean() for letter in apart]))
@@ -152,31 +166,39 @@ def _comparisons(
 
 
 def finding(numbers: dict[str, Any], decided: bool) -> dict[str, str]:
-    """SASA against the paper's rivals at each L0: less where the whole interval of the difference lies below zero."""
+    """SASA against the paper's rivals at each L0: less where the whole interval of the difference lies below zero.
+
+    A comparison with a dictionary whose main units hardly tell the letters does not count: what has no unit cannot be
+    absorbed from it, and a low number then says nothing.
+    """
     said, verdicts = [], []
     for kind in ("columns", "groups"):
         entries = [entry for entry in numbers["comparisons"] if entry["units"] == kind]
-        less = sum(entry["fraction_interval"][1] < 0 for entry in entries)
-        more = sum(entry["fraction_interval"][0] > 0 for entry in entries)
-        same = len(entries) - less - more
+        readable = [entry for entry in entries if entry["readable"]]
+        less = sum(entry["fraction_interval"][1] < 0 for entry in readable)
+        more = sum(entry["fraction_interval"][0] > 0 for entry in readable)
+        same = len(readable) - less - more
         verdicts.append("less" if less > more + same else "more" if more > less + same else "open")
         said.append(
-            f"{kind} as units: less absorption in {less} comparisons, more in {more}, no clear difference in {same}"
+            f"{kind} as units: less absorption in {less} comparisons, more in {more}, no clear difference in {same}, "
+            f"not readable {len(entries) - len(readable)}"
         )
     shown = []
     for cell in numbers["cells"]:
-        values = [value for value in cell["fraction"] if value is not None]
+        values, told = ([v for v in cell[key] if v is not None] for key in ("fraction", "main_f1"))
         if cell["architecture"] in ("sasa", *RIVALS) and values:
-            shown.append(f"{name_of(cell)} at L0 {cell['l0']} {np.mean(values):.3f}")
+            shown.append(f"{name_of(cell)} at L0 {cell['l0']} {np.mean(values):.3f} (F1 {np.mean(told):.2f})")
     letters = len(numbers["letters"])
     status = "undecided"
     if decided and letters >= ENOUGH_LETTERS:
         status = {("less", "less"): "supported", ("more", "more"): "refuted"}.get((verdicts[0], verdicts[1]), status)
         if set(verdicts) == {"less", "more"}:
             status = "needs an assumption"
+    truth = np.mean([numbers["probe_f1"][letter] for letter in numbers["letters"]]) if letters else 0.0
     text = (
-        f"first-letter absorption on {numbers['model']}, {letters} letters, {numbers['judged']} held-out words, SASA "
-        f"against TopK, BatchTopK and Matryoshka at equal L0: {'; '.join(said)}. Absorption fraction: "
+        f"first-letter absorption on {numbers['model']}, {letters} letters (probes' F1 {truth:.2f}), "
+        f"{numbers['judged']} held-out words, SASA against TopK, BatchTopK and Matryoshka at equal L0, readable where "
+        f"the main units' F1 is at least {READABLE:g} of the probes': {'; '.join(said)}. Absorption fraction: "
         f"{', '.join(shown)}"
     )
     return {"sentence": "absorption", "status": status, "text": text}

@@ -41,9 +41,10 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
     note = (
         f"{numbers['words']['train']} words for training, {numbers['words']['test']} held out, of which "
         f"{numbers['judged']} are found by their letter's probe and judged; {len(numbers['letters'])} letters count "
-        f"({numbers['letters']}). In brackets: 95 % interval over letters and words; ranges over seeds after it. Left "
-        f"out of the vocabulary: {left_out}. A letter that no unit tells (low F1 of main units) is not absorbed but "
-        "absent."
+        f"({numbers['letters']}). {numbers['against']:.0%} of the words found have a state that, mean included, points "
+        "away from the probe's direction, which the published rule counts as not absorbed. In brackets: 95 % interval "
+        "over letters and words; after it the range over seeds. A letter that no unit tells (low F1 of main units) is "
+        f"not absorbed but absent. Left out of the vocabulary: {left_out}."
     )
     columns = ["dictionary", "L0", "absorption fraction", "full absorption", "F1 of main units", "main units"]
     made = [table("First-letter absorption", [*columns, "published fraction"], rows, note)]
@@ -52,10 +53,7 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
             f"SASA, {entry['units']}",
             entry["l0"],
             label(entry["rival"]),
-            *(
-                f"{entry[name]:+.3f} [{entry[f'{name}_interval'][0]:+.3f}, {entry[f'{name}_interval'][1]:+.3f}]"
-                for name in ("fraction", "full")
-            ),
+            *(_difference(entry, name) for name in ("fraction", "full")),
         ]
         for entry in numbers["comparisons"]
     ]
@@ -65,7 +63,8 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
                 "SASA less its rival, word by word",
                 ["units", "L0", "rival", "absorption fraction", "full absorption"],
                 rivals,
-                "negative: SASA absorbs less; seeds averaged first",
+                "negative: SASA absorbs less; seeds averaged first. In brackets where the main units of either "
+                "hardly tell the letters, so that the difference says nothing",
             )
         )
     if not numbers["gpt2"]:
@@ -80,6 +79,12 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
             )
         )
     return made
+
+
+def _difference(entry: dict[str, Any], name: str) -> str:
+    low, high = entry[f"{name}_interval"]
+    text = f"{entry[name]:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return text if entry["readable"] else f"({text})"
 
 
 def _mean(values: list[float | None], digits: int = 2) -> str | None:

@@ -1,0 +1,86 @@
+"""The whole path on tiny random models: text, store, training, evaluation, export, and SAELens on the same rows.
+
+Run with a Python that has sae-lens: `python -m pytest -m saelens tests/sasa_theory`.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from sasa_theory import saelens
+from sasa_theory.activations import ActivationStore, write_activations
+from sasa_theory.evaluation import ExplainedVariance
+from sasa_theory.evaluation import run as measure
+from sasa_theory.training import TrainSettings, fit
+
+pytestmark = pytest.mark.saelens
+
+HOOK, ROWS = "blocks.1.hook_resid_post", 600
+SIZES = {
+    "sasa": {"n_groups": 12, "group_rank": 3, "active_groups": 2},
+    "topk": {"n_latents": 36, "active_latents": 6},
+    "abstopk": {"n_latents": 36, "active_latents": 6},
+    "batchtopk": {"n_latents": 36, "active_latents": 6},
+    "matryoshka": {"n_latents": 36, "active_latents": 6},
+    "jumprelu": {"n_latents": 36},
+}
+
+
+def make_directory(kind, directory):
+    """A random model of two blocks and a word-level tokenizer."""
+    import transformers as hf
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    vocabulary = {word: i for i, word in enumerate(["<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(60))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if kind == "mistral":
+        tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(directory)
+    shared = {"vocab_size": len(vocabulary), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = {
+        "gpt2": lambda: hf.GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=32, **shared),
+        "mistral": lambda: hf.MistralConfig(**sizes, num_key_value_heads=2, max_position_embeddings=32, **shared),
+    }[kind]()
+    torch.manual_seed(3)  # transformers draws its weights from the global generator
+    model = hf.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    model.save_pretrained(directory)
+
+
+@pytest.fixture(scope="module", params=["gpt2", "mistral"])
+def store(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    make_directory(request.param, folder / "model")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice([f"w{i}" for i in range(60)], rng.integers(5, 60))) for _ in range(400)]
+    write_activations(str(folder / "model"), HOOK, texts, folder / "store", 6000, context=16, workers=1)
+    return ActivationStore(folder / "store")
+
+
+@pytest.mark.parametrize("normalise", ["layer_norm", "mean_scalar"])
+@pytest.mark.parametrize("name", list(SIZES))
+def test_saelens_explains_as_much_of_the_store_as_we_do(store, tmp_path, name, normalise):
+    from sae_lens import SAE
+
+    training = TrainSettings(steps=60, batch_size=128, lr=3e-3, normalise=normalise, outlier_cap=3.0)
+    run = fit(store, name, SIZES[name], training, out=tmp_path / "out")
+    ours = measure(run.model, store.batches(100, stream="eval"), ROWS, [ExplainedVariance()])["explained_variance"]
+    saelens.register()
+    theirs = SAE.load_from_disk(saelens.save(run.model, tmp_path / "exported"), device="cpu")
+    also = SAE.load_from_disk(run.directory, device="cpu")  # a run's own directory is an export already
+    for sae in (theirs, also):
+        calculator, source = ExplainedVariance(), store.batches(100, stream="eval")
+        with torch.no_grad():
+            for _ in range(ROWS // 100):
+                x = next(source)
+                calculator.update(x, sae(x), run.model.encode(x))
+        got = calculator.compute()
+        assert got.rows == ours.rows
+        assert got.explained_variance == pytest.approx(ours.explained_variance, abs=2e-5)
+        assert got.variance == pytest.approx(ours.variance)
+    assert ours.explained_variance > 0.1, "a dictionary that explains nothing would not test its scale"
