@@ -19,8 +19,8 @@ def mean_found(ablation: list[dict[str, Any]], name: str, splits: bool) -> float
     return float(np.mean(shares(ablation, name, splits)))
 
 
-def tables(ablation: list[dict[str, Any]], found: float) -> list[dict[str, Any]]:
-    """The ablation: each variant with and without splits."""
+def tables(ablation: list[dict[str, Any]], fresh: list[dict[str, Any]], found: float) -> list[dict[str, Any]]:
+    """The ablation: each variant with and without splits; then the recipe on seeds that splitting was not made on."""
     columns = {
         "found": f"found (capture >= {found})",
         "capture": "mean capture",
@@ -36,6 +36,11 @@ def tables(ablation: list[dict[str, Any]], found: float) -> list[dict[str, Any]]
             if cells:
                 values = ([one[key] for one in cells if one[key] is not None] for key in columns)
                 rows.append([name, "yes" if splits else "no", *(_spread(held) for held in values)])
+    for world in dict.fromkeys(one["world"] for one in fresh):
+        cells = [one for one in fresh if one["world"] == world]
+        seeds = [one["seed"] for one in cells]
+        values = ([one[key] for one in cells if one[key] is not None] for key in columns)
+        rows.append([f"recipe, {world} world, fresh seeds {min(seeds)} to {max(seeds)}", "yes", *map(_spread, values)])
     note = "Mean (smallest to largest of the seeds). One part of the recipe changed at a time; K groups for K features."
     return [table("Joint recovery: the recipe and its parts", ["variant", "splits", *columns.values()], rows, note)]
 

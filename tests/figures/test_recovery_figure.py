@@ -70,12 +70,12 @@ def cell(variant, splits, found, seed=0):
 def test_the_finding_asks_every_seed_to_reach_the_goal():
     def status(shares, decided=True):
         cells = [cell("recipe", True, share, i) for i, share in enumerate(shares)] + [cell("recipe", False, 0.6)]
-        return recovery.finding(cells, decided)["status"]
+        return recovery.finding(cells, [], decided)["status"]
 
     assert status([0.95, 1.0]) == "needs an assumption"
     assert status([0.94, 1.0]) == "undecided"
     assert status([1.0], decided=False) == "undecided"
-    text = recovery.finding([cell("recipe", True, 1.0), cell("recipe", False, 0.6), cell("wide", False, 0.7)], True)
+    text = recovery.finding([cell("recipe", True, 1.0), cell("recipe", False, 0.6), cell("wide", False, 0.7)], [], True)
     assert "best without splits: wide, 70%" in text["text"]
 
 
