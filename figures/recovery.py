@@ -14,7 +14,6 @@ features each; "data" takes the decoder's columns from rows.
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np

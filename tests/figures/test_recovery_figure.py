@@ -20,6 +20,7 @@ TINY = {
     "ratios": (1.0,),
     "shares": (0.1,),
     "phase": {"steps": 4, "seeds": 1},
+    "fresh": (3,),
 }
 SIZE = recovery.PLANS["standard"]["size"]
 
