@@ -86,4 +86,4 @@ def _spread(values: list[float | None], digits: int) -> str | None:
 
 def _against(numbers: dict[str, Any], one: dict[str, Any]) -> str | None:
     topk = next(other for other in numbers["results"] if other["name"] == "topk")["explained_variance"]
-    return _spread([a - b for a, b in zip(one["explained_variance"], topk, strict=True)], 4)
+    return _spread([a - b for a, b in zip(one["explained_variance"], topk, strict=False)], 4)

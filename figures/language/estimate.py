@@ -99,7 +99,8 @@ def study_passes(study: Study) -> list[list[Job]]:
     passes = [tuned]
     for seed in made.seeds:
         passes.append([study.job(name, l0, seed, lr=1e-3) for l0 in made.l0 for name in ARCHITECTURES])
-        passes.append([ablation.job(study, *variant, seed, lr=1e-3) for variant in ablation.variants(study)])
+        varied = [one for one in ablation.variants(study) if seed in ablation.seeds_of(study, one[0])]
+        passes.append([ablation.job(study, *one, seed, lr=1e-3) for one in varied])
         parts = [made.train_tokens // part for part in token_budget.PARTS[:-1]]
         passes.append(
             [study.job(name, made.middle_l0, seed, lr=1e-3, tokens=n) for name in token_budget.NAMES for n in parts]
