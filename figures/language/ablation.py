@@ -2,9 +2,10 @@
 
 From the vector dictionary to SASA in steps, all of equal columns and L0: TopK (codes not negative), AbsTopK (signed),
 then groups of r signed columns chosen by norm, for r = 2 and the published 3, 6, 12 (what r s columns lose by being
-chosen in blocks is the architecture's part); then, on the first seed, the nuclear coefficient on the published penalty ("decoder": 0, 10,
-100, mean over groups) and on the objective's own ("map", shares of the energy that a column carries on average); then
-the recipe: the start on data points, splits of merged groups, no revival of dead groups, half and double the rate.
+chosen in blocks is the architecture's part); then, on the first seed, the nuclear coefficient on the published penalty
+("decoder": 0, 10, 100, mean over groups) and on the objective's own ("map", shares of the energy that a column carries
+on average); then the recipe: the start on data points, splits of merged groups, no revival of dead groups, half and
+double the rate.
 """
 
 import dataclasses

@@ -38,6 +38,7 @@ OPTIONS = {
     "text": "files, directories or hf:DATASET, separated by commas (default: the configuration's)",
     "store": "an existing store of the same model and hook (default: one is written under OUT/stores)",
     "model": "another place of the model's weights (default: the configuration's)",
+    "model_device": "where the model runs beside the training, cuda:1 say (default: where the dictionaries are)",
 }
 NEEDS = "a language model and text (options config and text)"
 #: seed of the runs that choose learning rates; never shown
@@ -68,8 +69,11 @@ class Study:
     @functools.cached_property
     def language_model(self) -> LanguageModel:
         """The model, loaded on first use."""
+        return self._load(self.context.device)
+
+    def _load(self, device: str) -> LanguageModel:
         made = self.configuration
-        return LanguageModel(made.model, dtype=made.dtype, device=self.context.device, context=made.context)
+        return LanguageModel(made.model, dtype=made.dtype, device=device, context=made.context)
 
     @functools.cached_property
     def texts(self) -> Texts:
@@ -87,8 +91,9 @@ class Study:
         made = self.configuration
         if made.stored or "store" in self.context.options:
             return self.store
+        elsewhere = self.context.options.get("model_device", self.context.device)
         return LiveActivations(
-            self.language_model,
+            self.language_model if elsewhere == self.context.device else self._load(elsewhere),
             self.texts,
             made.hook,
             norm_limit=made.norm_limit,

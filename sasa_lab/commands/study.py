@@ -60,6 +60,8 @@ class Options:
     """directory for store, dictionaries, results and report (default: results/CONFIGURATION)"""
     device: str = "cpu"
     """torch device: cpu, cuda, cuda:1, ..."""
+    model_device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
+    """where the language model runs beside the training, where it keeps no store (default: as --device)"""
     max_minutes: Annotated[float | None, tyro.conf.arg(metavar="MINUTES")] = None
     """save and stop after this many minutes; the same command goes on from there"""
     force: bool = False
@@ -79,7 +81,13 @@ def run(options: Options) -> int:
     for name in options.figure:
         if name not in FIGURES:
             raise unknown("figure of a study", name, FIGURES)
-    given = {"text": ",".join(options.text), "store": options.store, "model": options.model}
+    elsewhere = None if options.model_device is None else checked_device(options.model_device)
+    given = {
+        "text": ",".join(options.text),
+        "store": options.store,
+        "model": options.model,
+        "model_device": elsewhere,
+    }
     chosen = {"config": options.configuration, **{key: str(value) for key, value in given.items() if value}}
     out = options.out or Path("results") / Path(options.configuration).stem
     context = Context(options.profile, (0,), out, device, stop, chosen)
