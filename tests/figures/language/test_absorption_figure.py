@@ -18,37 +18,32 @@ N, PER = 22, 30  # letters, words of each
 
 
 def states() -> tuple[WordStates, np.ndarray]:
-    """e_letter, and for every third word a common direction that says which third it is."""
+    """e_letter, and for every third word a direction of its own: a unit that many words share would be a split."""
     letter, place = np.divmod(np.arange(N * PER), PER)
-    rows = 10 * np.eye(N + 1)[letter]
-    third = place % 3 == 0
-    rows[third, N] = 10.0
+    own = np.flatnonzero(place % 3 == 0)
+    rows = np.zeros((N * PER, N + len(own)))
+    rows[np.arange(N * PER), letter] = 10.0
+    rows[own, N + np.arange(len(own))] = 10.0
     rows += 0.05 * np.random.default_rng(0).standard_normal(rows.shape)
     text = tuple(f"{LETTERS[a]}{b}" for a, b in zip(letter, place, strict=True))
-    return WordStates(text, letter, place % 10 < 7, rows.astype(np.float32), np.full(len(letter), 5)), third
+    return WordStates(text, letter, place % 10 < 7, rows.astype(np.float32), np.full(len(letter), 5)), place % 3 == 0
 
 
-def dictionary(architecture: str, absorbs: bool, told: bool = True):
-    """Unit l for letter l, unit N + l for its words of the third: with the letter (absorbs) or without it."""
-    width, units = N + 1, 2 * N
-    extra = {"sasa": {"n_groups": units, "group_rank": 1, "active_groups": 2}}
-    model = build(architecture, width_in=width, **extra.get(architecture, {"n_latents": units, "active_latents": 2}))
-    encoder, decoder, bias = torch.zeros(width, units), torch.zeros(units, width), torch.zeros(units)
-    for a in range(N):
-        encoder[a, a] = decoder[a, a] = 1.0
-        encoder[a, N + a] = encoder[N, N + a] = 1.0
-        bias[N + a] = -10.0  # on where both are
-        decoder[N + a, N] = 1.0
-        if absorbs:
-            encoder[N, a] = -1.0
-            decoder[N + a, a] = 1.0
-    if not told:
-        encoder[:N], decoder[:, :N] = 0.0, 0.0
+def dictionary(absorbs: bool):
+    """Unit l for letter l, and one for each word with a direction of its own: with the letter (absorbs) or without."""
+    held, own = states()
+    width = held.rows.shape[1]
+    letter = torch.from_numpy(held.letter[own])
+    encoder, decoder = torch.eye(width), torch.eye(width)
+    if absorbs:
+        words = N + torch.arange(len(letter))
+        encoder[words, letter] = -1.0
+        decoder[words, letter] = 1.0
+    model = build("topk", width_in=width, n_latents=width, active_latents=2)
     with torch.no_grad():
         model.W_enc.copy_(encoder)
         model.W_dec.copy_(decoder)
-        if "b_enc" in dict(model.named_parameters()):
-            model.b_enc.copy_(bias)
+        model.b_enc[:N] = -1.0  # the noise leaves nothing of a letter's unit
     return model
 
 
@@ -57,10 +52,10 @@ def numbers():
     held, _ = states()
     rng = np.random.default_rng(0)
     found = [
-        Dictionary("topk", 2, 0, dictionary("topk", absorbs=False)),
-        Dictionary("topk", 2, 1, dictionary("topk", absorbs=False)),
-        Dictionary("matryoshka", 2, 0, dictionary("topk", absorbs=True)),
-        Dictionary("sasa", 2, 0, dictionary("topk", absorbs=False)),
+        Dictionary("topk", 2, 0, dictionary(absorbs=False)),
+        Dictionary("topk", 2, 1, dictionary(absorbs=False)),
+        Dictionary("matryoshka", 2, 0, dictionary(absorbs=True)),
+        Dictionary("sasa", 2, 0, dictionary(absorbs=False)),
     ]
     made = measure(found, held, letter_probes(held, rng), rng)
     return made | {"model": "planted", "hook": "none", "gpt2": False, "left_out": {"too rare": 3}}
