@@ -157,6 +157,7 @@ def _line(ax: Any, cells: list[dict[str, Any]], key: str, shift: float) -> None:
     style: dict[str, Any] = {"color": colour, "marker": "o", "ms": 4, "lw": 1.4}
     if first["architecture"] == "sasa":
         style |= {"lw": 2.2, "marker": "s", "ls": "-" if first["units"] == "columns" else "--"}
+        style |= {"mfc": colour if first["units"] == "columns" else "white"}
     x = [cell["l0"] * shift for cell, _ in held]
     means = np.array([np.mean(values) for _, values in held])
     bars = None
