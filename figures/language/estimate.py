@@ -44,8 +44,9 @@ class Estimate:
     def lines(self) -> list[str]:
         """As it is shown."""
         steps = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in self.seconds_of.items())
+        pace = f"{self.tokens_run:,} at {self.tokens_per_second:,.0f} a second" if self.tokens_run else "none"
         return [
-            f"tokens through the language model: {self.tokens_run:,} at {self.tokens_per_second:,.0f} a second",
+            f"tokens through the language model: {pace}",
             f"dictionaries to train: {self.dictionaries} ({steps} a step)" if steps else "dictionaries to train: none",
             f"disk: {self.disk / 1e9:.2f} GB; memory: about {self.memory / 1e9:.1f} GB",
             f"time: about {self.seconds / 3600:.1f} hours of training and gathering, figures not counted",
