@@ -11,6 +11,7 @@ blocks of held-out rows drawn again, seeds averaged; the seeds' spread stands be
 """
 
 import itertools
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -100,7 +101,11 @@ def run(context: Context) -> dict[str, Any]:
         "mean": one.loss_mean,
         "predictions": one.predictions,
         "left": one.left,
-        "tuning": {name: {str(rate): value for rate, value in tried.items()} for name, tried in study.tuning.items()},
+        "tuning": {
+            name: {str(rate): got for rate, got in tried.items() if math.isfinite(got["explained_variance"])}
+            for name, tried in study.tuning.items()
+        },
+        "rates": study.rates,
     }
     for entry in results:
         del entry["block_errors"]

@@ -79,13 +79,15 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
         ),
         table(
             "Learning rates tried on half of the tokens",
-            ["dictionary", "rate", "held-out explained variance"],
+            ["dictionary", "rate", "held-out explained variance", "L0", "used"],
             [
-                [LABELS[name], float(rate), value]
+                [LABELS[name], float(rate), got["explained_variance"], got["l0"], "yes" if used else None]
                 for name, tried in numbers["tuning"].items()
-                for rate, value in tried.items()
+                for rate, got in tried.items()
+                for used in [float(rate) == numbers["rates"][name]]
             ],
-            "At the middle L0, on a seed of their own; the best is used.",
+            "At the middle L0, on a seed of their own. Used is the largest explained variance of those whose L0 is "
+            "within a quarter of the one asked for; where none is, the nearest L0.",
         ),
     ]
 

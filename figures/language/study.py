@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +25,11 @@ from sasa_theory.activations import ActivationStore, LanguageModel, LiveActivati
 from sasa_theory.activations.language_model import Context as TextContext
 from sasa_theory.activations.layout import MANIFEST
 from sasa_theory.activations.store import EVAL_EVERY
-from sasa_theory.evaluation import ExplainedVariance
+from sasa_theory.evaluation import ExplainedVariance, Sparsity
 from sasa_theory.evaluation import run as measure
+from sasa_theory.files import read_json, write_json
 from sasa_theory.training import Job, Run, fit_together
+from sasa_theory.training.runs import directory
 from synthetic.errors import UsageError, unknown
 from synthetic.source import Dataset
 
@@ -43,6 +46,8 @@ OPTIONS = {
 NEEDS = "a language model and text (options config and text)"
 #: seed of the runs that choose learning rates; never shown
 TUNING_SEED = 1000
+#: an L0 within this factor of the one asked for is met
+NEAR = 1.25
 
 
 class Study:
@@ -195,25 +200,56 @@ class Study:
 
     @functools.cached_property
     def rates(self) -> dict[str, float]:
-        """The learning rate of each architecture."""
-        return {name: max(tried, key=lambda rate: tried[rate]) for name, tried in self.tuning.items()}
+        """The learning rate of each architecture: of those that met the L0, the one of largest explained variance.
+
+        L0 is met within a factor of NEAR (it is exact but for a steered one); where none did, the nearest is taken.
+        """
+        l0 = self.configuration.middle_l0
+        chosen = {}
+        for name, tried in self.tuning.items():
+            off = {rate: abs(math.log(max(got["l0"], 1e-9) / l0)) for rate, got in tried.items()}
+            near = [rate for rate in tried if off[rate] <= math.log(NEAR)]
+            best = (
+                max(near, key=lambda rate: tried[rate]["explained_variance"])
+                if near
+                else min(off, key=lambda r: off[r])
+            )
+            chosen[name] = best
+        return chosen
 
     @functools.cached_property
-    def tuning(self) -> dict[str, dict[float, float]]:
-        """architecture -> {learning rate: held-out explained variance}; a fixed rate has nan, as nothing was tried."""
+    def tuning(self) -> dict[str, dict[float, dict[str, float]]]:
+        """architecture -> {learning rate: held-out explained variance and L0}; nan and the L0 where none was tried.
+
+        Kept in a file beside the runs, as all figures of a study read it.
+        """
         made = self.configuration
-        out: dict[str, dict[float, float]] = {}
-        places: list[tuple[str, float]] = []
-        for name in ARCHITECTURES:
-            rate = made.fixed_rate(name)
-            out[name] = {} if rate is None else {rate: float("nan")}
-            places += [(name, tried) for tried in made.learning_rates] if rate is None else []
+        places = [
+            (name, rate) for name in ARCHITECTURES if made.fixed_rate(name) is None for rate in made.learning_rates
+        ]
         jobs = [
             self.job(name, made.middle_l0, TUNING_SEED, lr=rate, tokens=made.train_tokens // 2) for name, rate in places
         ]
-        for (name, rate), run in zip(places, self.fit(jobs), strict=True):
-            got = measure(run.model, self.data, made.evaluation_tokens, [ExplainedVariance()])
-            out[name][rate] = got["explained_variance"].explained_variance
+        names = [directory(self.data, job, self.context.out).name for job in jobs]
+        text = repr((names, made.evaluation_tokens))
+        kept = self.context.out / "tuning" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        if not kept.exists():
+            found = [
+                measure(run.model, self.data, made.evaluation_tokens, [ExplainedVariance(), Sparsity()])
+                for run in self.fit(jobs)
+            ]
+            measured = [
+                {"explained_variance": got["explained_variance"].explained_variance, "l0": got["l0"].l0}
+                for got in found
+            ]
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_json(kept, {"runs": names, "measured": measured})
+        out: dict[str, dict[float, dict[str, float]]] = {name: {} for name in ARCHITECTURES}
+        for (name, rate), got in zip(places, read_json(kept)["measured"], strict=True):
+            out[name][rate] = got
+        for name in ARCHITECTURES:
+            if (fixed := made.fixed_rate(name)) is not None:
+                out[name] = {fixed: {"explained_variance": math.nan, "l0": float(made.middle_l0)}}
         return out
 
     def settings(self) -> dict[str, Any]:
