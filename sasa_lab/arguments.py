@@ -56,6 +56,30 @@ def dataset(world: str | None, store: Path | None) -> "Dataset":
     return ActivationStore(str(store))
 
 
+def live(model: str, hook: str | None, text: Iterable[str], context: int, device: str) -> "Dataset":
+    """Activations of a language model that runs beside what reads them, without a store.
+
+    Raises UsageError without a hook or text, or without the package transformers.
+    """
+    words = list(text)
+    if hook is None or not words:
+        raise UsageError("--model needs --hook NAME and --text TEXT beside it, as `sasa-lab activations` does")
+    require_transformers()
+    from sasa_theory.activations import LanguageModel, LiveActivations, read_text
+
+    return LiveActivations(LanguageModel(model, device=device, context=context), read_text(words), hook)
+
+
+def require_transformers() -> None:
+    """Raise UsageError where the extra `lm` is not installed."""
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        raise UsageError(
+            "reading a language model needs the package transformers; install the extra: pip install -e '.[lm]'"
+        ) from None
+
+
 def deadline(max_minutes: float | None) -> float | None:
     """The time.monotonic() value at which to stop; raises UsageError for a time that is not positive."""
     if max_minutes is None:

@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sasa_lab.arguments import checked_device
+from sasa_lab.arguments import checked_device, require_transformers
 from sasa_lab.running import tell
-from synthetic.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            "reading a language model needs the package transformers; install the extra: pip install -e '.[lm]'"
-        ) from None
+    require_transformers()
     from sasa_theory.activations import read_text, write_activations
 
     texts = read_text(options.text)

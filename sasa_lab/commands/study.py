@@ -9,11 +9,11 @@ import tyro
 
 from figures import figures, load_all
 from figures.registry import Context
-from sasa_lab.arguments import checked_device, deadline
+from sasa_lab.arguments import checked_device, deadline, require_transformers
 from sasa_lab.profiles import Profile
 from sasa_lab.report import write_report
 from sasa_lab.running import tell, try_figure
-from synthetic.errors import Interrupted, UsageError, unknown
+from synthetic.errors import Interrupted, unknown
 
 #: in the order they are run: what trains most comes first, so that the others find it
 FIGURES = (
@@ -69,10 +69,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        raise UsageError("a study needs the package transformers; install the extra: pip install -e '.[lm]'") from None
+    require_transformers()
     from figures.language.estimate import estimate
     from figures.language.study import Study
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from sasa_lab.arguments import checked_device, dataset, deadline, settings
+from sasa_lab.arguments import checked_device, dataset, deadline, live, settings
 from sasa_lab.running import tell
 from sasa_lab.sizes import default_settings
 from sasa_theory.models import architectures
@@ -15,11 +15,12 @@ from sasa_theory.training import Job, TrainSettings, fit
 from sasa_theory.training.runs import directory
 from sasa_theory.training.trainer import STATE
 from synthetic.errors import UsageError, unknown
+from synthetic.source import Dataset
 
 
 @dataclass(frozen=True)
 class Options:
-    """Train a sparse dictionary on a planted world or on stored activations.
+    """Train a sparse dictionary on a planted world, on stored activations or on a language model that runs beside it.
 
     The checkpoint (a SAELens directory with log.jsonl beside it) is written under OUT/runs, in a directory named
     after what was trained; its path is the last line printed. The same command returns a finished run at once and
@@ -38,6 +39,16 @@ class Options:
     """planted data: the name of a world that comes with the program, or a JSON file"""
     store: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """activations that `sasa-lab activations` stored"""
+    model: Annotated[str | None, tyro.conf.arg(metavar="ID_OR_PATH")] = None
+    """a language model that runs beside the training, without a store: Hugging Face id, directory, or gemma3-270m"""
+    hook: str | None = None
+    """what is read of it, such as blocks.11.hook_resid_pre"""
+    text: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...")] = ()
+    """what it reads: files, directories, patterns or Hugging Face datasets"""
+    context: int = 128
+    """tokens in each of its contexts"""
+    model_device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
+    """where it runs, cuda:1 say (default: as --device)"""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """settings of the architecture, such as n_groups=64 group_rank=4 active_groups=1 nuclear=0.01"""
     training: TrainSettings = field(default_factory=lambda: TrainSettings(initialise="data"))
@@ -55,7 +66,7 @@ def run(options: Options) -> int:
     if options.arch not in architectures:
         raise unknown("architecture", options.arch, architectures)
     stop, device = deadline(options.max_minutes), checked_device(options.device)
-    data = dataset(options.world, options.store)
+    data = _data(options, device)
     chosen = _checked(options.arch, settings(options.set))
     sizes = default_settings(options.arch, data, chosen)
     place = directory(data, Job(options.arch, sizes, options.training), options.out)
@@ -71,14 +82,24 @@ def run(options: Options) -> int:
     return 0
 
 
+def _data(options: Options, device: str) -> Dataset:
+    """What was asked for; raises UsageError unless it is exactly one of a world, a store and a language model."""
+    if options.model is None:
+        return dataset(options.world, options.store)
+    if options.world is not None or options.store is not None:
+        raise UsageError("expected one of --world SPEC, --store DIR and --model ID_OR_PATH, got several")
+    elsewhere = device if options.model_device is None else checked_device(options.model_device)
+    return live(options.model, options.hook, options.text, options.context, elsewhere)
+
+
 def defaults(words: Sequence[str]) -> "Options | None":
-    """Stored activations are normalised and started at random directions unless the user says otherwise.
+    """A language model's activations are normalised and started at random directions unless the user says otherwise.
 
     They are far from unit scale, and from data points, which share a direction there, the first codes overshoot a
     hundredfold: on Gemma-3-270M TopK needs a hundred steps to come back. (On planted data it is the other way round:
     from random directions SASA merges features.)
     """
-    if not any(word == "--store" or word.startswith("--store=") for word in words):
+    if not any(word.split("=")[0] in ("--store", "--model") for word in words):
         return None
     return Options(arch=tyro.MISSING, training=TrainSettings(normalise="mean_scalar"))
 

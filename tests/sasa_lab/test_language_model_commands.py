@@ -53,6 +53,18 @@ def test_text_to_store_to_dictionary_to_report(lab, words):
     assert Path("results/report.html").read_text().count("evaluate/") >= 2
 
 
+def test_a_dictionary_trained_beside_the_model_needs_no_store(lab, words, model):
+    data = ["--model", model, "--hook", "blocks.1.hook_resid_pre", "--text", "text.txt", "--context", 16]
+    sizes = ["--set", "n_groups=8", "group_rank=2", "active_groups=2", "--steps", 6, "--batch-size", 64]
+    trained = lab("train", "--arch", "sasa", *data, *sizes)
+    assert trained.status == 0 and not Path("store").exists(), trained.err
+    again = lab("train", "--arch", "sasa", *data, *sizes)
+    assert again.out.split()[-1] == trained.out.split()[-1]
+    for wrong, said in ((["--model", model], "--hook"), ([*data, "--world", "smoke"], "got several")):
+        done = lab("train", "--arch", "sasa", *wrong)
+        assert done.status == 2 and said in done.err, done.err
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
