@@ -17,6 +17,9 @@ from sasa_theory.training.trainer import STATE
 from synthetic.errors import UsageError, unknown
 from synthetic.source import Dataset
 
+#: times that SASA's merged groups are split on planted data
+SPLITS = 5
+
 
 @dataclass(frozen=True)
 class Options:
@@ -99,9 +102,25 @@ def defaults(words: Sequence[str]) -> "Options | None":
     hundredfold: on Gemma-3-270M TopK needs a hundred steps to come back. (On planted data it is the other way round:
     from random directions SASA merges features.)
     """
-    if not any(word.split("=")[0] in ("--store", "--model") for word in words):
+    if any(word.split("=")[0] in ("--store", "--model") for word in words):
+        return Options(arch=tyro.MISSING, training=TrainSettings(normalise="mean_scalar"))
+    if _given(words, "--arch") != "sasa" or "group_rank=1" in words:  # a single column has nothing to split
         return None
-    return Options(arch=tyro.MISSING, training=TrainSettings(normalise="mean_scalar"))
+    # the recipe that finds every planted subspace (figure `recovery`)
+    steps = _given(words, "--steps") or ""
+    planned = int(steps) if steps.isdecimal() else TrainSettings.steps
+    training = TrainSettings(initialise="data", splits=SPLITS, penalty_warmup_steps=planned // 2)
+    return Options(arch=tyro.MISSING, training=training)
+
+
+def _given(words: Sequence[str], option: str) -> str | None:
+    """The word that follows an option on the command line, None where it is not there."""
+    for i, word in enumerate(words):
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+        if word == option and i + 1 < len(words):
+            return words[i + 1]
+    return None
 
 
 def _checked(architecture: str, chosen: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The command line as a newcomer meets it: help, plugins, training that stops and goes on, README and CI in step."""
 
+import json
 import os
 import re
 import subprocess
@@ -141,6 +142,19 @@ def test_commands_and_files_in_the_readme_exist(lab):
     for target in set(re.findall(r"\]\((?!https:)([^)]+)\)|((?:examples|synthetic)/[\w./-]+)", text)):
         path = target[0] or target[1].rstrip(".")
         assert path in drawn or (ROOT / path).exists(), path
+
+
+def test_sasa_on_planted_data_is_trained_by_the_recipe(lab, here):
+    def trained(*words: object) -> dict:
+        done = lab("train", "--world", "smoke", "--steps", 4, "--batch-size", 64, *words)
+        assert done.status == 0, done.err
+        return json.loads((Path(done.out.split()[-1]) / "run.json").read_text())["training"]
+
+    made = trained("--arch", "sasa")
+    assert made["splits"] == 5 and made["penalty_warmup_steps"] == 2
+    assert "splits" not in trained("--arch", "sasa", "--splits", 0)
+    assert "splits" not in trained("--arch", "sasa", "--set", "group_rank=1")
+    assert trained("--arch", "topk")["penalty_warmup_steps"] == 0
 
 
 @pytest.mark.slow
