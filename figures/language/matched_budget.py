@@ -122,7 +122,7 @@ def of_model(model: "SparseModel | NormalisedModel", study: Study) -> dict[str, 
     encoder, decoder = model.blocks()
     calculators: list[Calculator] = [ExplainedVariance(), Cosine(), Sparsity(), DeadShare(), BlockErrors()]
     calculators.append(UnitRanks(encoder, decoder))
-    got = measure(model, study.data, study.configuration.evaluation_tokens, calculators, batch_size=BLOCK)
+    got = measure(model, study.data, whole_blocks(study), calculators, batch_size=BLOCK)
     rows = torch.cat([x for _, x in zip(range(DESCRIBED // BLOCK), _held_out(study), strict=False)])
     described = description_length(model, rows)
     return {
@@ -138,6 +138,11 @@ def of_model(model: "SparseModel | NormalisedModel", study: Study) -> dict[str, 
         "coefficient_bits": described.coefficient_bits,
         "block_errors": got["block_errors"],
     }
+
+
+def whole_blocks(study: Study) -> int:
+    """Held-out rows to measure on: the configuration's, in whole blocks."""
+    return max(1, study.configuration.evaluation_tokens // BLOCK) * BLOCK
 
 
 def _held_out(study: Study) -> Any:

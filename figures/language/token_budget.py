@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from figures.language.matched_budget import BASELINES, BLOCK, BlockErrors
+from figures.language.matched_budget import BASELINES, BLOCK, BlockErrors, whole_blocks
 from figures.language.study import NEEDS, OPTIONS, Study
 from figures.registry import Context, Figure, figures, table
 from sasa_theory.evaluation import ExplainedVariance
@@ -32,7 +32,7 @@ def run(context: Context) -> dict[str, Any]:
     variance = 0.0
     for key, one in zip(keys, study.fit(jobs), strict=True):
         got = measure(
-            one.model, study.data, made.evaluation_tokens, [ExplainedVariance(), BlockErrors()], batch_size=BLOCK
+            one.model, study.data, whole_blocks(study), [ExplainedVariance(), BlockErrors()], batch_size=BLOCK
         )
         errors[key] = np.array(got["block_errors"])
         variance = got["explained_variance"].variance * got["explained_variance"].rows
