@@ -12,13 +12,15 @@ import torch
 
 from figures.language import ablation, token_budget
 from figures.language.configuration import ARCHITECTURES
-from figures.language.study import TUNING_SEED, Study
+from figures.language.study import Study
 from sasa_theory.models import build
 from sasa_theory.training import Job, Trainer
 from sasa_theory.training.runs import directory, is_finished
 
 #: bytes a parameter takes in training (weight, gradient, two moments), float32
 PER_PARAMETER = 16
+#: a learning rate where none has been chosen yet
+UNTUNED = 1e-3
 #: steps timed after one that compiles
 STEPS = 2
 #: tokens on which the language model is timed
@@ -60,16 +62,14 @@ def estimate(study: Study) -> Estimate:
     passes = study_passes(study)
     jobs = [job for one in passes for job in one]
     stored = made.stored or "store" in study.context.options
-    there = study.stored_rows()
-    if there or not stored:
-        # the data are at hand, so finished runs are known by name
+    if study.at_hand:  # finished runs are known by name
         data = study.data
         passes = [[job for job in one if not is_finished(directory(data, job, study.context.out))] for one in passes]
     todo = [job for one in passes for job in one]
     seconds_of = {name: _step_seconds(study, jobs, name, width) for name in ARCHITECTURES if _of(todo, name)}
     training = sum(job.training.steps * seconds_of[job.architecture] for job in todo)
     if stored:
-        tokens = max(0, made.tokens - there)
+        tokens = 0 if study.at_hand else max(0, made.tokens - study.stored_rows())
         disk = tokens * (2 * width + 24)
     else:
         tokens = sum(max(job.training.steps for job in one) * made.batch_size for one in passes if one)
@@ -89,22 +89,26 @@ def estimate(study: Study) -> Estimate:
 
 
 def study_passes(study: Study) -> list[list[Job]]:
-    """The jobs of all figures, those of one pass together; learning rates, which are not chosen yet, stand at 1e-3."""
+    """The jobs of all figures, those of one pass together; learning rates that are not chosen yet stand at UNTUNED."""
     made = study.configuration
-    tuned = [
-        study.job(name, made.middle_l0, TUNING_SEED, lr=rate, tokens=made.train_tokens // 2)
-        for name in ARCHITECTURES
-        if made.fixed_rate(name) is None
-        for rate in made.learning_rates
-    ]
-    passes = [tuned]
+    rates = study.rates if study.is_tuned() else dict.fromkeys(ARCHITECTURES, UNTUNED)
+    parts = [made.train_tokens // part for part in token_budget.PARTS[:-1]]
+    passes = [[job for *_, job in study.tuning_jobs()]]
     for seed in made.seeds:
-        passes.append([study.job(name, l0, seed, lr=1e-3) for l0 in made.l0 for name in ARCHITECTURES])
-        varied = [one for one in ablation.variants(study) if seed in ablation.seeds_of(study, one[0])]
-        passes.append([ablation.job(study, *one, seed, lr=1e-3) for one in varied])
-        parts = [made.train_tokens // part for part in token_budget.PARTS[:-1]]
+        passes.append([study.job(name, l0, seed, lr=rates[name]) for l0 in made.l0 for name in ARCHITECTURES])
         passes.append(
-            [study.job(name, made.middle_l0, seed, lr=1e-3, tokens=n) for name in token_budget.NAMES for n in parts]
+            [
+                ablation.job(study, part, name, seed, lr=rates.get(name, rates["sasa"]))
+                for part, name in ablation.variants(study)
+                if seed in ablation.seeds_of(study, part)
+            ]
+        )
+        passes.append(
+            [
+                study.job(name, made.middle_l0, seed, lr=rates[name], tokens=n)
+                for name in token_budget.NAMES
+                for n in parts
+            ]
         )
     return passes
 

@@ -138,6 +138,19 @@ class Study:
         words = (made.model, made.hook, made.context, made.keep_special, made.norm_limit, self.texts.identity)
         return self.context.out / "stores" / hashlib.sha256(repr(words).encode()).hexdigest()[:16]
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether `data` can be opened without gathering anything first."""
+        if "store" in self.context.options or not self.configuration.stored:
+            return True
+        place = self.store_directory()
+        return (place / MANIFEST).exists() and ActivationStore(place, verify=False).complete
+
+    @property
+    def width(self) -> int:
+        """Dimensions of the rows, D."""
+        return self.data.width if self.at_hand else self.language_model.width
+
     def stored_rows(self) -> int:
         """Rows that are in the store already."""
         if given := self.context.options.get("store"):
@@ -184,7 +197,7 @@ class Study:
         rate = self.rates[architecture] if lr is None else lr
         return Job(
             architecture,
-            {**made.settings(architecture, l0, self.data.width), **changes},
+            {**made.settings(architecture, l0, self.width), **changes},
             made.train_settings(architecture, seed, lr=rate, tokens=tokens),
         )
 
@@ -223,34 +236,46 @@ class Study:
 
         Kept in a file beside the runs, as all figures of a study read it.
         """
-        made = self.configuration
-        places = [
-            (name, rate) for name in ARCHITECTURES if made.fixed_rate(name) is None for rate in made.learning_rates
-        ]
-        jobs = [
-            self.job(name, made.middle_l0, TUNING_SEED, lr=rate, tokens=made.train_tokens // 2) for name, rate in places
-        ]
-        names = [directory(self.data, job, self.context.out).name for job in jobs]
-        text = repr((names, made.evaluation_tokens))
-        kept = self.context.out / "tuning" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        made, tried, kept = self.configuration, self.tuning_jobs(), self._tuning_file()
         if not kept.exists():
+            runs = self.fit([job for *_, job in tried])
+            calculators = [ExplainedVariance, Sparsity]
             found = [
-                measure(run.model, self.data, made.evaluation_tokens, [ExplainedVariance(), Sparsity()])
-                for run in self.fit(jobs)
+                measure(run.model, self.data, made.evaluation_tokens, [one() for one in calculators]) for run in runs
             ]
             measured = [
                 {"explained_variance": got["explained_variance"].explained_variance, "l0": got["l0"].l0}
                 for got in found
             ]
             kept.parent.mkdir(parents=True, exist_ok=True)
-            write_json(kept, {"runs": names, "measured": measured})
+            write_json(kept, {"runs": [run.directory.name for run in runs], "measured": measured})
         out: dict[str, dict[float, dict[str, float]]] = {name: {} for name in ARCHITECTURES}
-        for (name, rate), got in zip(places, read_json(kept)["measured"], strict=True):
+        for (name, rate, _), got in zip(tried, read_json(kept)["measured"], strict=True):
             out[name][rate] = got
         for name in ARCHITECTURES:
             if (fixed := made.fixed_rate(name)) is not None:
                 out[name] = {fixed: {"explained_variance": math.nan, "l0": float(made.middle_l0)}}
         return out
+
+    def is_tuned(self) -> bool:
+        """Whether `rates` can be read without training or gathering anything."""
+        return self.at_hand and self._tuning_file().exists()
+
+    def tuning_jobs(self) -> list[tuple[str, float, Job]]:
+        """Architecture, rate and job of every run that chooses the rates."""
+        made = self.configuration
+        return [
+            (name, lr, self.job(name, made.middle_l0, TUNING_SEED, lr=lr, tokens=made.train_tokens // 2))
+            for name in ARCHITECTURES
+            if made.fixed_rate(name) is None
+            for lr in made.learning_rates
+        ]
+
+    def _tuning_file(self) -> Path:
+        """Where what the tuning runs gave is kept."""
+        runs = [directory(self.data, job, self.context.out).name for *_, job in self.tuning_jobs()]
+        name = hashlib.sha256(repr((runs, self.configuration.evaluation_tokens)).encode()).hexdigest()[:16]
+        return self.context.out / "tuning" / f"{name}.json"
 
     def settings(self) -> dict[str, Any]:
         """What was run, for a result file."""
