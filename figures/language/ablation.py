@@ -48,7 +48,7 @@ def run(context: Context) -> dict[str, Any]:
         "l0": ablation_l0(study),
         "columns": made.columns,
         "tokens": made.train_tokens // PART,
-        "unit": study.data.width / made.columns,
+        "unit": study.width / made.columns,
         "results": results,
     }
     return {
@@ -110,7 +110,7 @@ def job(study: Study, part: str, name: str, seed: int, *, lr: float | None = Non
         "active_groups": l0 // rank,
         "aux_groups": l0 // rank,
         "penalty": part if part in ("decoder", "map") else "map",
-        "nuclear": coefficient * study.data.width / made.columns if part == "map" else coefficient,
+        "nuclear": coefficient * study.width / made.columns if part == "map" else coefficient,
     }
     training = base.training
     if name == "start on data points":

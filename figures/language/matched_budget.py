@@ -141,8 +141,8 @@ def of_model(model: "SparseModel | NormalisedModel", study: Study) -> dict[str, 
 
 
 def whole_blocks(study: Study) -> int:
-    """Held-out rows to measure on: the configuration's, in whole blocks."""
-    return max(1, study.configuration.evaluation_tokens // BLOCK) * BLOCK
+    """Held-out rows to measure on: the configuration's in whole blocks, two at least (one has no interval)."""
+    return max(2, study.configuration.evaluation_tokens // BLOCK) * BLOCK
 
 
 def _held_out(study: Study) -> Any:

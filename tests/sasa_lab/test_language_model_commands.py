@@ -95,9 +95,9 @@ def tiny(model, words) -> Path:
         "context": 16,
         "columns": 48,
         "group_rank": 4,
-        "l0": [4, 12, 24],
+        "l0": [4, 12],
         "tokens": 900,
-        "train_tokens": 640,
+        "train_tokens": 320,
         "batch_size": 32,
         "norm_limit": None,
         "learning_rates": [0.001, 0.01],
@@ -116,15 +116,15 @@ def test_a_study_from_text_to_report(lab, tiny, stored):
     Path("tiny.json").write_text(json.dumps({**json.loads(tiny.read_text()), "stored": stored}))
     begun = lab("study", tiny, "--text", "text.txt", "--estimate")
     assert begun.status == 0 and "hours" in begun.out and "memory" in begun.out, begun.err
-    assert not Path("results").exists()  # nothing was gathered or trained
+    assert not list(Path("results").rglob("*"))  # nothing was gathered or trained
     done = lab("study", tiny, "--text", "text.txt", "--figure", *TRAINED)
-    assert done.status == 0, done.err
+    assert done.status == 0, done.out
     assert Path("results/tiny/stores").exists() == stored
     for name in TRAINED:
         result = json.loads(Path(f"results/tiny/{name}/standard/result.json").read_text())
         assert result["tables"]
     numbers = json.loads(Path("results/tiny/matched-budget/standard/result.json").read_text())["numbers"]
-    assert len(numbers["results"]) == 6 * 3 * 2
+    assert len(numbers["results"]) == 6 * 2 * 2
     assert all(set(tried) == {"0.001", "0.01"} for tried in numbers["tuning"].values())
     again = lab("study", tiny, "--text", "text.txt", "--estimate")
     assert "dictionaries to train: none" in again.out, again.err
