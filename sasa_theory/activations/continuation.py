@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sasa_theory.activations.language_model import LanguageModel
 from synthetic.errors import LabError, UsageError
 
-#: bytes that the logits of one chunk of tokens may take; each chunk reads the whole head (0.7 GB of Gemma-3-270M), and a
+#: bytes that the logits of one chunk of tokens may take; each chunk reads the whole head (0.7 GB of Gemma-3-270M): a
 #: small one does little else
 LOGIT_BYTES = 1 << 28
 
