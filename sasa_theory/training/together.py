@@ -81,7 +81,8 @@ def _one_pass(
 ) -> None:
     with contextlib.ExitStack() as stack:
         for place in jobs:
-            stack.enter_context(locked(place))
+            if not is_finished(place):  # others may read what is finished
+                stack.enter_context(locked(place))
         todo = {place: job for place, job in jobs.items() if not is_finished(place)}
         if not todo:
             return

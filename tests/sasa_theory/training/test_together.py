@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sasa_theory.training import Job, TrainSettings, fit, fit_together
-from sasa_theory.training.runs import directory
+from sasa_theory.training.runs import directory, locked
 from sasa_theory.training.together import _Member
 from synthetic import World
 from synthetic.errors import DataError, Interrupted
@@ -133,3 +133,10 @@ def test_a_run_that_diverges_is_named(tmp_path):
     wild = Job("topk", TOPK, settings(lr=1e30, clip_norm=None))
     with pytest.raises(DataError, match=r"topk in .*runs/.*lower the learning rate"):
         fit_together(World.from_spec(WORLD), [jobs()[1], wild], out=tmp_path, progress=False)
+
+
+def test_finished_runs_are_not_locked(tmp_path):
+    world, wanted = World.from_spec(WORLD), jobs()[:2]
+    fit_together(world, wanted, out=tmp_path, progress=False)
+    with locked(directory(world, wanted[0], tmp_path)):  # as a sweep that has them too, and has more to train
+        fit_together(world, wanted, out=tmp_path, progress=False)
