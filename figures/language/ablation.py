@@ -86,9 +86,9 @@ def variants(study: Study) -> list[tuple[str, str]]:
 
 
 def seeds_of(study: Study, part: str) -> tuple[int, ...]:
-    """The study's seeds; the first alone for the grids of coefficients."""
-    seeds = study.configuration.seeds
-    return seeds[:1] if part in ("decoder", "map") else seeds
+    """The first `ablation_seeds` of the study's seeds; the first alone for the grids of coefficients."""
+    made = study.configuration
+    return made.seeds[: 1 if part in ("decoder", "map") else made.ablation_seeds]
 
 
 def job(study: Study, part: str, name: str, seed: int, *, lr: float | None = None) -> Job:

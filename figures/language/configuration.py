@@ -52,6 +52,8 @@ class Configuration:
     norm_limit: float | None = NORM_LIMIT
     batch_size: int = 1024
     seeds: tuple[int, ...] = (0, 1)
+    ablation_seeds: int = 2
+    """how many of the seeds the figure `ablation` uses"""
     normalise: str = "mean_scalar"
     learning_rates: tuple[float, ...] = (1e-3,)
     """tried for each architecture, on half of the tokens and a seed of their own; one is taken as it is"""
