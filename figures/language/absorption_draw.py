@@ -134,9 +134,10 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
                 )
             where = "published" if numbers["gpt2"] else "published, another model: GPT-2 small"
             ax.plot([], [], ls=(0, (1, 2)), marker="x", ms=5, lw=1, color="0.4", label=where)
-        ticks = sorted(
-            {cell["l0"] for cell in numbers["cells"]} | (set(PUBLISHED["sasa"]) if key == "fraction" else set())
-        )
+        own = {cell["l0"] for cell in numbers["cells"]}
+        # published ones where they do not lie on top of ours
+        apart = {l0 for l0 in PUBLISHED["sasa"] if all(abs(l0 / other - 1) > 0.2 for other in own)}
+        ticks = sorted(own | (apart if key == "fraction" else set()))
         ax.set(xscale="log", xlabel="L0 (columns)", title=title, ylim=(-0.02, None))
         ax.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         ax.minorticks_off()
