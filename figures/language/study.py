@@ -86,7 +86,8 @@ class Study:
         named = self.context.options.get("text") or self.configuration.text
         if not named:
             raise UsageError(
-                f"configuration {self.configuration.name} names no text; give --option text=PATH (docs/text.md)"
+                f"configuration {self.configuration.name} names no text; give --text PATH (a figure alone: --option "
+                "text=PATH); docs/text.md says what"
             )
         return read_text(named.split(","))
 

@@ -87,7 +87,9 @@ def test_a_mistake_is_one_sentence_and_leaves_no_store(lab, words, change, said)
 
 @pytest.fixture
 def tiny(model, words) -> Path:
-    """A configuration of a study of that model; all its figures that need no words run in seconds."""
+    """A configuration of a study of that model, and more text: all its figures that need no words run in seconds."""
+    drawn = np.random.default_rng(0).choice(WORDS, (600, 30))
+    Path("text.txt").write_text("\n".join(" ".join(line) for line in drawn))
     settings = {
         "title": "a random GPT-2",
         "model": str(model),
