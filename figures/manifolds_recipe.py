@@ -8,19 +8,13 @@ runs within 15 % of the budget's L0 (or the run nearest to it). Owner counts pla
 is none of the figure's. SASA takes part on the same terms; its nuclear coefficient comes from C6, not from the grid.
 """
 
-import argparse
-import functools
-import importlib.resources
 import itertools
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from sasa_theory.evaluation import ExplainedVariance, Sparsity
-from sasa_theory.evaluation import run as measure
-from sasa_theory.files import write_json
-from sasa_theory.training import Job, TrainSettings, fit_all
+from figures.tuning import Recipe, run_grid, unexplained
+from sasa_theory.training import Job, TrainSettings
 from synthetic import World
 
 WORLD = "three-manifolds"
@@ -33,6 +27,8 @@ NUCLEAR = 0.01
 SEED, STEPS = 100, 1500
 GRID = {"lr": (5e-4, 2e-3), "initialise": ("random", "data")}
 THRESHOLDS = (0.3, 0.9)
+#: {"chosen": {budget: {architecture: {"model", "training"}}}, "grid": [...]}
+recipe = Recipe("manifolds")
 
 
 def model_settings(architecture: str, active: int) -> dict[str, Any]:
@@ -60,13 +56,6 @@ def train_settings(steps: int, seed: int, **chosen: Any) -> TrainSettings:
     )
 
 
-@functools.cache
-def recipe() -> dict[str, Any]:
-    """The tracked result of the search: {"chosen": {budget: {architecture: {"model", "training"}}}, "grid": [...]}."""
-    file = importlib.resources.files("figures") / "manifolds_recipe.json"
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def job(architecture: str, budget: str, steps: int, seed: int) -> Job:
     """The tuned run of an architecture under a budget."""
     chosen = recipe()["chosen"][budget][architecture]
@@ -87,30 +76,18 @@ def search(out: Path) -> dict[str, Any]:
         Job(a, {**model_settings(a, BUDGETS[b]), **extra}, train_settings(STEPS, SEED, **training))
         for b, a, extra, training in cells
     ]
-    runs = fit_all(world, jobs, out=out)
-    grid = []
-    for (budget, architecture, extra, training), run in zip(cells, runs, strict=True):
-        got = measure(run.model, world, 20_000, [ExplainedVariance(), Sparsity()])
-        unexplained = 1 - got["explained_variance"].explained_variance
-        l0 = got["l0"].l0
-        grid.append(
-            {
-                "budget": budget,
-                "architecture": architecture,
-                "model": extra,
-                "training": training,
-                "unexplained": unexplained,
-                "l0": l0,
-                "run": run.directory.name,
-            }
-        )
+    named = [
+        {"budget": budget, "architecture": architecture, "model": extra, "training": training}
+        for budget, architecture, extra, training in cells
+    ]
+    grid = run_grid(world, named, jobs, out, 20_000)
     chosen: dict[str, dict[str, Any]] = {budget: {} for budget in BUDGETS}
     for budget, architecture in itertools.product(BUDGETS, (*BASELINES, "sasa")):
         of_it = [cell for cell in grid if cell["budget"] == budget and cell["architecture"] == architecture]
         active = RANK if architecture == "sasa" else BUDGETS[budget]
         matched = [cell for cell in of_it if abs(cell["l0"] / active - 1) <= 0.15]
         best = (
-            min(matched, key=lambda cell: cell["unexplained"])
+            min(matched, key=unexplained)
             if matched
             else min(of_it, key=lambda cell: abs(math.log(max(cell["l0"], 1e-3) / active)))
         )
@@ -119,6 +96,4 @@ def search(out: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    write_json(Path(__file__).with_name("manifolds_recipe.json"), search(parser.parse_args().out))
+    recipe.make(search, __doc__)

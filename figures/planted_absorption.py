@@ -30,11 +30,10 @@ from figures.planted_absorption_recipe import (
     cells_of,
     job,
     recipe,
-    tuned,
     world_of,
 )
 from figures.planted_absorption_references import REFERENCES, TRUTH, references
-from figures.registry import Context, Figure, figures, table
+from figures.registry import Context, Figure, figures, spread, table
 from figures.splitting_draw import COLOURS, DASHES
 from figures.splitting_recipe import description_bits
 from figures.splitting_tables import label
@@ -204,10 +203,7 @@ def tables(numbers: Measures) -> list[dict[str, Any]]:
 
 
 def _shown(seeds: Sequence[Measures], key: str, digits: int) -> str | None:
-    held = values(seeds, key)
-    if not held:
-        return None
-    return f"{np.mean(held):.{digits}f}" + (f" ± {np.std(held, ddof=1):.{digits}f}" if len(held) > 1 else "")
+    return spread(values(seeds, key), digits)
 
 
 def _mean(seeds: Sequence[Measures], key: str, digits: int) -> str:
@@ -325,6 +321,6 @@ figures.register("planted-absorption")(
         run=run,
         draw=draw,
         budget={"quick": 60.0, "standard": 10 * 60.0, "paper": 3 * 3600.0},
-        needs="" if tuned() else "its tuning (python -m figures.planted_absorption_recipe)",
+        needs="" if recipe.is_made() else "its tuning (python -m figures.planted_absorption_recipe)",
     )
 )

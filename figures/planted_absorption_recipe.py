@@ -21,25 +21,20 @@ of the budget's L0 (else the nearest); of SASA's coefficients it is the larger o
 what the other does. Planted truth plays no part; the seed is none of the figure's.
 """
 
-import argparse
 import dataclasses
-import functools
-import importlib.resources
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures.splitting_recipe import best, description_bits
-from sasa_theory.evaluation import ExplainedVariance, Sparsity
-from sasa_theory.evaluation import run as measure
-from sasa_theory.files import write_json
-from sasa_theory.training import Job, TrainSettings, fit_all
+from figures.splitting_recipe import description_bits
+from figures.tuning import Recipe, harmless, run_grid
+from sasa_theory.training import Job, TrainSettings
 from synthetic import World
-from synthetic.errors import LabError, UsageError
+from synthetic.errors import UsageError
 
-FILE = "planted_absorption_recipe.json"
+#: {"chosen": {dim: {budget: {model: {"lr", "nuclear"}}}}, "grid": [...]}
+recipe = Recipe("planted_absorption")
 DEPTHS, DIMS = (1, 2, 3, 4), (1, 3)
 FEATURES, BRANCHING, CHILD_RATE, ACTIVE = 31, 2, 0.35, 2
 NOISE = 0.01
@@ -56,7 +51,6 @@ SEED, SEARCHED = 100, 2
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 #: shares of C6's window, below which the nuclear norm drops no direction of any feature
 NUCLEAR = (0.03, 0.3)
-PRICE = 1.05
 
 
 @dataclass(frozen=True)
@@ -136,20 +130,6 @@ def train_settings(training: Training, seed: int, lr: float) -> TrainSettings:
     )
 
 
-def tuned() -> bool:
-    """Whether the grid has been run and its result stands beside this file."""
-    return (importlib.resources.files("figures") / FILE).is_file()
-
-
-@functools.cache
-def recipe() -> dict[str, Any]:
-    """The tracked result of the search: {"chosen": {dim: {budget: {model: {"lr", "nuclear"}}}}, "grid": [...]}."""
-    file = importlib.resources.files("figures") / FILE
-    if not file.is_file():
-        raise LabError(f"{file} is missing; make it with: python -m figures.planted_absorption_recipe")
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def cells_of(dim: int) -> list[tuple[str, str]]:
     """(budget, model) of one dimension: at d = 1 both budgets are one, and groups have only one."""
     cells = [("columns", model) for model in MODELS]
@@ -183,20 +163,11 @@ def search(out: Path) -> dict[str, Any]:
     for dim in DIMS:
         world, cells = world_of(SEARCHED, dim), grid_of(dim)
         jobs = [_job(model, world, budget, SEARCH, SEED, lr, nuclear) for budget, model, lr, nuclear in cells]
-        for (budget, model, lr, nuclear), run in zip(cells, fit_all(world, jobs, out=out), strict=True):
-            got = measure(run.model, world, 10_000, [ExplainedVariance(), Sparsity()])
-            grid.append(
-                {
-                    "dim": dim,
-                    "budget": budget,
-                    "model": model,
-                    "lr": lr,
-                    "nuclear": nuclear,
-                    "unexplained": 1 - got["explained_variance"].explained_variance,
-                    "l0": got["l0"].l0,
-                    "run": run.directory.name,
-                }
-            )
+        named = [
+            {"dim": dim, "budget": budget, "model": model, "lr": lr, "nuclear": nuclear}
+            for budget, model, lr, nuclear in cells
+        ]
+        grid += run_grid(world, named, jobs, out, 10_000)
     return {"training": dataclasses.asdict(SEARCH), "seed": SEED, "chosen": choose(grid), "grid": grid}
 
 
@@ -208,17 +179,11 @@ def choose(grid: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, d
         for budget, model in cells_of(dim):
             cells = [c for c in grid if (c["dim"], c["budget"], c["model"]) == (dim, budget, model)]
             target = budget_of(world, budget) * GROUPS.get(model, 1)
-            found_at = [
-                best([c for c in cells if c["nuclear"] == share], target) for share in {c["nuclear"] for c in cells}
-            ]
-            most = PRICE * min(cell["unexplained"] for cell in found_at)
-            cell = max((cell for cell in found_at if cell["unexplained"] <= most), key=lambda cell: cell["nuclear"])
+            cell = harmless(cells, "nuclear", target)
             found = {"lr": cell["lr"], "nuclear": cell["nuclear"]}
             chosen.setdefault(str(dim), {}).setdefault(budget, {})[model] = found
     return chosen
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    write_json(Path(__file__).with_name(FILE), search(parser.parse_args().out))
+    recipe.make(search, __doc__)

@@ -44,7 +44,6 @@ from figures.published_recipe import (
     manifold_job,
     recipe,
     synth_job,
-    tuned,
 )
 from figures.registry import Context, Figure, figures
 from sasa_theory.files import read_json, write_json
@@ -267,6 +266,6 @@ figures.register("published-benchmarks")(
         run=run,
         draw=draw,
         budget={"quick": 60.0, "standard": 12 * 60.0, "paper": 10 * 3600.0},
-        needs="" if tuned() else "its tuning (python -m figures.published_recipe)",
+        needs="" if recipe.is_made() else "its tuning (python -m figures.published_recipe)",
     )
 )

@@ -25,23 +25,19 @@ On SynthSAEBench the search has 30 steps, too few: the rates it takes are too sm
 profile (BatchTopK at 3e-3 instead of 1e-3: explained variance .35 instead of .25, F1 .08 instead of .04, one seed).
 """
 
-import argparse
-import functools
-import importlib.resources
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from figures.splitting_recipe import PRICE, best, description_bits
-from sasa_theory.evaluation import ExplainedVariance, Sparsity
-from sasa_theory.evaluation import run as measure
-from sasa_theory.files import write_json
-from sasa_theory.training import Job, TrainSettings, fit_all
+from figures.splitting_recipe import description_bits
+from figures.tuning import Recipe, best, harmless, run_grid, unexplained
+from sasa_theory.training import Job, TrainSettings
 from synthetic import World
-from synthetic.errors import LabError, UsageError
+from synthetic.errors import UsageError
 
+#: {"manifold": ..., "synth": ...}
+recipe = Recipe("published")
 FACTORS, SYNTHSAEBENCH = "manifold-superposition", "synthsaebench-16k"
 #: told how many units are on
 COUNTED = ("topk", "abstopk", "batchtopk", "matryoshka")
@@ -162,20 +158,6 @@ def synth_job(model: str, width: int, length: Length, seed: int, lr: float | Non
     return Job(architecture, settings, train_settings(length, seed, rate))
 
 
-def tuned() -> bool:
-    """Whether the grid has been run and its result stands beside this file."""
-    return (importlib.resources.files("figures") / "published_recipe.json").is_file()
-
-
-@functools.cache
-def recipe() -> dict[str, Any]:
-    """The tracked result of the search, {"manifold": ..., "synth": ...}; raises LabError when it has not been run."""
-    file = importlib.resources.files("figures") / "published_recipe.json"
-    if not file.is_file():
-        raise LabError(f"{file} is missing; make it with: python -m figures.published_recipe")
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def search(out: Path) -> dict[str, Any]:
     """Run both grids and choose (module docstring)."""
     cells: list[dict[str, Any]] = []
@@ -193,13 +175,13 @@ def search(out: Path) -> dict[str, Any]:
     for cell in cells:
         made = manifold_settings(cell["model"], cell["budget"], cell["nuclear"], cell["coefficient"])
         jobs.append(Job(*made, train_settings(MANIFOLD_SEARCH, SEED, cell["lr"], warm=cell["model"] == "sasa")))
-    manifold = _run(FACTORS, cells, jobs, out, 8192)
+    manifold = run_grid(World.from_spec(FACTORS), cells, jobs, out, 8192)
     synth_cells: list[dict[str, Any]] = [{"model": model, "lr": lr} for model in SHORT for lr in SYNTH_RATES]
     jobs = [
         Job(*synth_settings(c["model"], 4096, SYNTH_SEARCH.steps), train_settings(SYNTH_SEARCH, SEED, c["lr"]))
         for c in synth_cells
     ]
-    synth = _run(SYNTHSAEBENCH, synth_cells, jobs, out, 2048)
+    synth = run_grid(World.from_spec(SYNTHSAEBENCH), synth_cells, jobs, out, 2048)
     return {
         "seed": SEED,
         "manifold": {"length": asdict(MANIFOLD_SEARCH), **choose_manifold(manifold), "grid": manifold},
@@ -207,35 +189,18 @@ def search(out: Path) -> dict[str, Any]:
     }
 
 
-def _run(
-    world: str, cells: Sequence[Mapping[str, Any]], jobs: Sequence[Job], out: Path, rows: int
-) -> list[dict[str, Any]]:
-    """Train the jobs and put the held-out unexplained variance and L0 beside each cell."""
-    made = World.from_spec(world)
-    grid = []
-    for cell, run in zip(cells, fit_all(made, jobs, out=out), strict=True):
-        got = measure(run.model, made, rows, [ExplainedVariance(), Sparsity()])
-        left, l0 = 1 - got["explained_variance"].explained_variance, got["l0"].l0
-        grid.append({**cell, "unexplained": left, "l0": l0, "run": run.directory.name})
-    return grid
-
-
 def choose_manifold(grid: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Every model's learning rate under every budget, SASA's nuclear share and the loose group lasso's coefficient."""
-    shares = {}
-    for share in NUCLEAR:
-        shares[share] = best([c for c in grid if c["model"] == "sasa" and c["nuclear"] == share], columns("columns"))
-    least = min(cell["unexplained"] for cell in shares.values())
-    nuclear = max(share for share, cell in shares.items() if cell["unexplained"] <= PRICE * least)
+    sasa = harmless([c for c in grid if c["model"] == "sasa"], "nuclear", columns("columns"))
     loose = [c for c in grid if c["model"] == LOOSE]
     allowed = [c for c in loose if c["l0"] <= LOOSEST * columns("columns")]
-    free = min(allowed, key=_unexplained) if allowed else min(loose, key=lambda c: c["l0"])
+    free = min(allowed, key=unexplained) if allowed else min(loose, key=lambda c: c["l0"])
     chosen: dict[str, dict[str, float]] = {}
     for budget, models in MANIFOLD.items():
         cells = {m: [c for c in grid if c["model"] == m and c["budget"] == budget] for m in models}
         chosen[budget] = {model: best(cells[model], columns(budget))["lr"] for model in models}
-    chosen["columns"] |= {"sasa": shares[nuclear]["lr"], LOOSE: free["lr"]}
-    return {"chosen": chosen, "nuclear": nuclear, "coefficient": free["coefficient"]}
+    chosen["columns"] |= {"sasa": sasa["lr"], LOOSE: free["lr"]}
+    return {"chosen": chosen, "nuclear": sasa["nuclear"], "coefficient": free["coefficient"]}
 
 
 def choose_synth(grid: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -243,11 +208,5 @@ def choose_synth(grid: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {model: best([c for c in grid if c["model"] == model], L0)["lr"] for model in SHORT}
 
 
-def _unexplained(cell: Mapping[str, Any]) -> float:
-    return float(cell["unexplained"])
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    write_json(Path(__file__).with_name("published_recipe.json"), search(parser.parse_args().out))
+    recipe.make(search, __doc__)

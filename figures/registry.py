@@ -15,6 +15,7 @@ Every training goes through `training.runs.fit`, so a stopped figure picks up wh
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from synthetic.registry import Registry
@@ -68,3 +69,11 @@ figures: Registry[Figure] = Registry("figure")
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "") -> dict[str, Any]:
     """A table of a result; cells are strings or numbers, None shows as a dash."""
     return {"title": title, "columns": list(columns), "rows": [list(row) for row in rows], "note": note}
+
+
+def spread(values: Sequence[float | None], digits: int) -> str | None:
+    """Mean and standard deviation over seeds, for a table's cell; None where no seed has a value."""
+    held = [value for value in values if value is not None]
+    if not held:
+        return None
+    return f"{mean(held):.{digits}f}" + (f" ± {stdev(held):.{digits}f}" if len(held) > 1 else "")

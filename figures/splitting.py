@@ -42,7 +42,6 @@ from figures.splitting_recipe import (
     job,
     published_job,
     recipe,
-    tuned,
 )
 from figures.splitting_tables import findings, tables
 from sasa_theory.bounds import atom_floor
@@ -231,6 +230,6 @@ figures.register("splitting")(
         run=run,
         draw=draw,
         budget={"quick": 60.0, "standard": 20 * 60.0, "paper": 6 * 3600.0},
-        needs="" if tuned() else "its tuning (python -m figures.splitting_recipe)",
+        needs="" if recipe.is_made() else "its tuning (python -m figures.splitting_recipe)",
     )
 )

@@ -20,25 +20,18 @@ PRICE times the best one's. Planted truth plays no part in it, and the search's 
 "total" only.
 """
 
-import argparse
 import dataclasses
-import functools
-import importlib.resources
 import itertools
-import json
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from figures.tuning import Recipe, best, harmless, run_grid
 from sasa_theory.bounds import log_binomial
-from sasa_theory.evaluation import ExplainedVariance, Sparsity
-from sasa_theory.evaluation import run as measure
-from sasa_theory.files import write_json
-from sasa_theory.training import Job, TrainSettings, fit_all
+from sasa_theory.training import Job, TrainSettings
 from synthetic import World
-from synthetic.errors import LabError, UsageError
+from synthetic.errors import UsageError
 
 DIMS = (1, 2, 3, 4, 6, 8, 12, 16)
 ENERGIES = ("total", "per_dim")
@@ -65,7 +58,9 @@ SEED = 100
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 #: shares of the upper edge of C6's window for the weakest directions (d = 16, energy "total")
 NUCLEAR = (0.1, 0.3, 0.8)
-PRICE = 1.05
+
+#: {"chosen": {budget: {model: lr}}, "nuclear": float, "grid": [...]}
+recipe = Recipe("splitting")
 
 
 @dataclass(frozen=True)
@@ -171,20 +166,6 @@ def train_settings(size: Size, seed: int, lr: float, warm: bool = False) -> Trai
     )
 
 
-def tuned() -> bool:
-    """Whether the grid has been run and its result stands beside this file."""
-    return (importlib.resources.files("figures") / "splitting_recipe.json").is_file()
-
-
-@functools.cache
-def recipe() -> dict[str, Any]:
-    """The tracked result of the search: {"chosen": {budget: {model: lr}}, "nuclear": float, "grid": [...]}."""
-    file = importlib.resources.files("figures") / "splitting_recipe.json"
-    if not file.is_file():
-        raise LabError(f"{file} is missing; make it with: python -m figures.splitting_recipe")
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def job(model: str, size: Size, budget: str, seed: int) -> Job:
     """The tuned run of a model under a budget; every SASA takes the learning rate of the tuned one."""
     found = recipe()
@@ -210,53 +191,28 @@ def search(out: Path) -> dict[str, Any]:
     ]
     cells += [("columns", model, lr, 0.0) for model in BLOCKS for lr in RATES]
     cells += [("columns", "sasa", lr, nuclear) for lr in RATES for nuclear in NUCLEAR]
-    jobs = []
+    jobs, named = [], []
     for budget, model, lr, nuclear in cells:
         architecture, settings = model_settings(model, SEARCH, budget, nuclear)
         jobs.append(Job(architecture, settings, train_settings(SEARCH, SEED, lr, warm=model == "sasa")))
-    grid: list[dict[str, Any]] = []
-    for (budget, model, lr, nuclear), run in zip(cells, fit_all(world, jobs, out=out), strict=True):
-        got = measure(run.model, world, 10_000, [ExplainedVariance(), Sparsity()])
-        grid.append(
-            {
-                "budget": budget,
-                "model": model,
-                "lr": lr,
-                "nuclear": nuclear,
-                "unexplained": 1 - got["explained_variance"].explained_variance,
-                "l0": got["l0"].l0,
-                "run": run.directory.name,
-            }
-        )
+        named.append({"budget": budget, "model": model, "lr": lr, "nuclear": nuclear})
+    grid = run_grid(world, named, jobs, out, 10_000)
     return {"size": dataclasses.asdict(SEARCH), "seed": SEED, **choose(grid), "grid": grid}
 
 
 def choose(grid: list[dict[str, Any]]) -> dict[str, Any]:
     """The learning rate of every model under every budget, and SASA's nuclear coefficient."""
     groups = SEARCH.budget("columns")
-    found = {lam: best([c for c in grid if c["model"] == "sasa" and c["nuclear"] == lam], groups) for lam in NUCLEAR}
-    least = min(cell["unexplained"] for cell in found.values())
-    nuclear = max(lam for lam, cell in found.items() if cell["unexplained"] <= PRICE * least)
+    sasa = harmless([cell for cell in grid if cell["model"] == "sasa"], "nuclear", groups)
     chosen: dict[str, dict[str, float]] = {budget: {} for budget in BUDGETS}
     for budget, model in itertools.product(BUDGETS, (*VECTORS, *BLOCKS, "sasa")):
         grouped = model not in VECTORS
         cells = [c for c in grid if c["model"] == model and c["budget"] == ("columns" if grouped else budget)]
         target = groups if grouped else SEARCH.budget(budget)
-        cell = found[nuclear] if model == "sasa" else best(cells, target)
+        cell = sasa if model == "sasa" else best(cells, target)
         chosen[budget][model] = cell["lr"]
-    return {"chosen": chosen, "nuclear": nuclear}
-
-
-def best(cells: Sequence[Mapping[str, Any]], target: float) -> Mapping[str, Any]:
-    """The least unexplained cell with at most 15 % more than the target L0 (fewer columns are no advantage), else the
-    one nearest to it."""
-    allowed = [cell for cell in cells if cell["l0"] <= 1.15 * target]
-    if allowed:
-        return min(allowed, key=lambda cell: float(cell["unexplained"]))
-    return min(cells, key=lambda cell: float(cell["l0"]))
+    return {"chosen": chosen, "nuclear": sasa["nuclear"]}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    write_json(Path(__file__).with_name("splitting_recipe.json"), search(parser.parse_args().out))
+    recipe.make(search, __doc__)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from figures.registry import table
+from figures.registry import spread, table
 from figures.splitting_recipe import SIGNED, VECTORS
 from sasa_theory.statistics import THRESHOLD
 
@@ -47,11 +47,6 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
     return [*out, _laws(numbers["laws"])]
 
 
-def _spread(values: list[float], digits: int) -> str:
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
-
-
 def _cell(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
@@ -63,13 +58,13 @@ def _fit(models: dict[str, Any], where: str) -> dict[str, Any]:
         rows.append(
             [
                 label(name),
-                _spread([1 - one["unexplained"] for one in seeds], 3),
-                _spread([one["l0_columns"] for one in seeds], 1),
-                _spread([one["l0_units"] for one in seeds], 1),
-                _spread([one["bits"] for one in seeds], 0),
-                _spread([one["dead_share"] for one in seeds], 2),
-                _spread([float(np.mean(one["counted"])) for one in seeds], 2),
-                _spread(settled, 2) if settled else None,
+                spread([1 - one["unexplained"] for one in seeds], 3),
+                spread([one["l0_columns"] for one in seeds], 1),
+                spread([one["l0_units"] for one in seeds], 1),
+                spread([one["bits"] for one in seeds], 0),
+                spread([one["dead_share"] for one in seeds], 2),
+                spread([float(np.mean(one["counted"])) for one in seeds], 2),
+                spread(settled, 2) if settled else None,
             ]
         )
     columns = ["dictionary", "explained variance", "L0 (columns)", "L0 (units)", "bits a row", "dead share"]

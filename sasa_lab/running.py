@@ -4,10 +4,13 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from sasa_lab.report import write_report
 from sasa_lab.results import draw, is_current, read_result, result_file, save_figure_result
 from synthetic.errors import Interrupted, LabError, UsageError, unknown
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from figures.registry import Context, Figure
 
 
@@ -61,6 +64,34 @@ def try_figure(figure: "Figure", context: "Context", force: bool) -> str | None:
         traceback.print_exc()
         return f"{type(error).__name__}: {error} (a bug; traceback above)"
     return None
+
+
+def run_figures(names: "Sequence[str]", context: "Context", force: bool) -> dict[str, str]:
+    """Run figures one after another and write the report; name -> why, for those that failed.
+
+    One that is interrupted still leaves a report of what is done.
+    """
+    from figures import figures
+
+    failed = {}
+    for name in names:
+        tell(f"{name}: {figures[name].title} (at most {figures[name].budget.get(context.profile, 0):.0f} s)")
+        try:
+            why = try_figure(figures[name], context, force)
+        except Interrupted:
+            tell(f"report of what is done: {write_report(context.out)}")
+            raise
+        if why is not None:
+            failed[name] = why
+            tell(f"{name}: failed: {why}")
+    return failed
+
+
+def report_failures(failed: "Mapping[str, str]") -> int:
+    """One sentence on stderr and exit status 1 where figures failed, else 0."""
+    if failed:
+        sys.stderr.write(f"sasa-lab: error: {len(failed)} figure(s) failed: {', '.join(failed)}; reasons above\n")
+    return 1 if failed else 0
 
 
 def tell(line: str) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from figures.registry import table
+from figures.registry import spread, table
 
 TITLES = {
     "dictionary": "vector dictionaries",
@@ -21,7 +21,7 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
         [
             TITLES[one["part"]],
             one["name"],
-            *(_spread(one[key], digits) for key, digits in COLUMNS.values()),
+            *(spread(one[key], digits) for key, digits in COLUMNS.values()),
             _against(numbers, one),
         ]
         for one in numbers["results"]
@@ -77,13 +77,6 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
     return {"figure": picture}
 
 
-def _spread(values: list[float | None], digits: int) -> str | None:
-    held = [value for value in values if value is not None]
-    if not held:
-        return None
-    return f"{np.mean(held):.{digits}f}" + (f" ± {np.std(held, ddof=1):.{digits}f}" if len(held) > 1 else "")
-
-
 def _against(numbers: dict[str, Any], one: dict[str, Any]) -> str | None:
     topk = next(other for other in numbers["results"] if other["name"] == "topk")["explained_variance"]
-    return _spread([a - b for a, b in zip(one["explained_variance"], topk, strict=False)], 4)
+    return spread([a - b for a, b in zip(one["explained_variance"], topk, strict=False)], 4)

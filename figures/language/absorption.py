@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from figures.language.absorption_draw import PUBLISHED, draw, name_of, tables
-from figures.language.configuration import ARCHITECTURES
+from figures.language.configuration import ARCHITECTURES, BASELINES
 from figures.language.study import NEEDS, OPTIONS, Study
 from figures.registry import Context, Figure, figures
 from sasa_theory.concepts.first_letter import WordStates, word_states, words
@@ -35,7 +35,6 @@ PER_LETTER = {"quick": 24, "standard": 200, "paper": 400}
 ENOUGH_LETTERS = 20
 #: absorption can be read where the main units' F1 is at least this share of the ground-truth probes'
 READABLE = 0.5
-RIVALS = ("topk", "batchtopk", "matryoshka")
 GPT2 = ("gpt2", "openai-community/gpt2")
 NUMBERS = ("fraction", "full")
 
@@ -149,7 +148,7 @@ def _comparisons(
     """SASA less each rival at the same L0, word by word: mean and interval over letters and words."""
     out = []
     for (architecture, kind, l0), ours in results.items():
-        for rival in RIVALS if architecture == "sasa" else ():
+        for rival in BASELINES if architecture == "sasa" else ():
             theirs = results.get((rival, "columns", l0))
             if theirs is None:
                 continue
@@ -186,7 +185,7 @@ def finding(numbers: dict[str, Any], decided: bool) -> dict[str, str]:
     shown = []
     for cell in numbers["cells"]:
         values, told = ([v for v in cell[key] if v is not None] for key in ("fraction", "main_f1"))
-        if cell["architecture"] in ("sasa", *RIVALS) and values:
+        if cell["architecture"] in ("sasa", *BASELINES) and values:
             shown.append(f"{name_of(cell)} at L0 {cell['l0']} {np.mean(values):.3f} (F1 {np.mean(told):.2f})")
     letters = len(numbers["letters"])
     status = "undecided"

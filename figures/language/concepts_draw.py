@@ -4,17 +4,10 @@ from typing import Any
 
 from figures.registry import table
 from figures.splitting_draw import COLOURS as SHARED
+from figures.splitting_tables import LABELS
 from sasa_theory.concepts.detectors import STRONGEST
 
 COLOURS = {**SHARED, "sasa": "#0072b2"}
-LABELS = {
-    "topk": "TopK",
-    "batchtopk": "BatchTopK",
-    "matryoshka": "Matryoshka",
-    "jumprelu": "JumpReLU",
-    "abstopk": "AbsTopK",
-    "sasa": "SASA",
-}
 WHERE = {"text": "held-out text", "templates": "templates"}
 NAMES = {
     "auc": "AUC",

@@ -20,6 +20,8 @@ from synthetic.errors import DataError, UsageError, unknown
 
 #: dictionaries of every study, at equal columns and L0
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu", "abstopk", "sasa")
+#: whom the paper compares SASA with
+BASELINES = ("topk", "batchtopk", "matryoshka")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Configuration:
     """of the language model's weights"""
     context: int = 128
     keep_special: bool = False
+    prepend_bos: bool = False
+    """begin contexts with BOS although the tokenizer puts none there"""
     norm_limit: float | None = NORM_LIMIT
     batch_size: int = 1024
     seeds: tuple[int, ...] = (0, 1)
@@ -150,8 +154,8 @@ class Configuration:
             "batch_size": self.batch_size,
             "lr": lr,
             "normalise": self.normalise,
-            # from data points, which share the mean's direction, the first codes overshoot a hundredfold on a residual
-            # stream, and a tenth of this training goes into coming back
+            # from data points, which share the mean's direction on a residual stream, the first codes overshoot many
+            # times over, and a good part of a short training goes into coming back
             "initialise": "random",
             "warmup_steps": min(100, steps // 10),
             "dead_window": 100 * self.batch_size,

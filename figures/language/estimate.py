@@ -61,14 +61,13 @@ def estimate(study: Study) -> Estimate:
     width = model.width
     passes = study_passes(study)
     jobs = [job for one in passes for job in one]
-    stored = made.stored or "store" in study.context.options
     if study.at_hand:  # finished runs are known by name
         data = study.data
         passes = [[job for job in one if not is_finished(directory(data, job, study.context.out))] for one in passes]
     todo = [job for one in passes for job in one]
     seconds_of = {name: _step_seconds(study, jobs, name, width) for name in ARCHITECTURES if _of(todo, name)}
     training = sum(job.training.steps * seconds_of[job.architecture] for job in todo)
-    if stored:
+    if study.is_stored:
         tokens = 0 if study.at_hand else max(0, made.tokens - study.stored_rows())
         disk = tokens * (2 * width + 24)
     else:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from figures.language.study import Study
-from sasa_theory.activations.gather import Chunk, TokenFilter
+from sasa_theory.activations.gather import Chunk
 from sasa_theory.activations.language_model import Context
 from sasa_theory.activations.store import EVAL_EVERY
 from sasa_theory.concepts import Concept
@@ -65,7 +65,7 @@ class HeldOut:
 
 def held_out(study: Study, tokens: int) -> HeldOut:
     """The first `tokens` rows of every 20th context: of the store, or of a pass of the model where there is none."""
-    if not _stored(study):
+    if not study.is_stored:
         return _run(study, study.eval_contexts(tokens))
     numbers = study.store.split("eval")[:tokens].astype(np.int64)
     column = study.store.column
@@ -103,15 +103,11 @@ def with_words(study: Study, concepts: Sequence[Concept], each: int, seen: HeldO
     return _run(study, contexts) if contexts else None
 
 
-def _stored(study: Study) -> bool:
-    return study.configuration.stored or "store" in study.context.options
-
-
 def _unseen(study: Study) -> Iterator[Context]:
     """Held-out contexts (module docstring) among the first SEARCHED tokens of the text."""
     end = (
         int(study.store.column("contexts", range(len(study.store) - 1, len(study.store)))[0])
-        if _stored(study)
+        if study.is_stored
         else None
     )
     tokens = 0
@@ -125,14 +121,9 @@ def _unseen(study: Study) -> Iterator[Context]:
 
 def _run(study: Study, contexts: list[Context]) -> HeldOut:
     """The kept rows of these contexts, from a pass of the model."""
-    made, model = study.configuration, study.language_model
-    chunk = Chunk.of(contexts, model.run_contexts(contexts, made.hook, batch_tokens=4096))
-    norms = torch.linalg.vector_norm(chunk.rows, dim=1)
-    special = torch.tensor(sorted(model.special), dtype=torch.long)
-    largest = float("inf")
-    if made.norm_limit is not None:  # as in a store: the median is that of tokens that are not special
-        largest = made.norm_limit * float(norms[~torch.isin(chunk.tokens, special)].median())
-    keep, _ = TokenFilter(special, largest, made.keep_special).keep(chunk.tokens, norms)
+    hook = study.configuration.hook
+    chunk = Chunk.of(contexts, study.language_model.run_contexts(contexts, hook, batch_tokens=4096))
+    keep, _ = study.ordinary().keep(chunk.tokens, torch.linalg.vector_norm(chunk.rows, dim=1))
     rows = chunk.rows[keep]
     return HeldOut(
         chunk.tokens[keep].numpy(),

@@ -18,23 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from figures.language.configuration import ARCHITECTURES
+from figures.language.configuration import ARCHITECTURES, BASELINES
 from figures.language.matched_budget_draw import draw, tables
 from figures.language.study import NEEDS, OPTIONS, Study
 from figures.registry import Context, Figure, figures
-from sasa_theory.activations import ActivationStore
 from sasa_theory.evaluation import Calculator, Cosine, DeadShare, ExplainedVariance, Sparsity
 from sasa_theory.evaluation import run as measure
 from sasa_theory.evaluation.description import description_length
 from sasa_theory.evaluation.reconstruction import squared_distance
-from sasa_theory.evaluation.splice import ordinary_tokens, splice_scores
+from sasa_theory.evaluation.splice import splice_scores
 from sasa_theory.evaluation.subspaces import UnitRanks, decoder_cosine
 from sasa_theory.models.base import SparseModel
 from sasa_theory.models.codes import Codes
 from sasa_theory.models.normaliser import NormalisedModel
 from sasa_theory.resampling import bootstrap
 
-BASELINES = ("topk", "batchtopk", "matryoshka")
 #: held-out rows in a block of the bootstrap, and rows whose bits are counted
 BLOCK, DESCRIBED = 512, 4096
 #: explained variance and CE score within this count as equal
@@ -66,14 +64,13 @@ def run(context: Context) -> dict[str, Any]:
     wanted = [(name, l0, seed) for seed in made.seeds for l0 in made.l0 for name in ARCHITECTURES]
     trained = dict(zip(wanted, study.runs(wanted), strict=True))
     measured = {key: of_model(one.model, study) for key, one in trained.items()}
-    store = study.data if isinstance(study.data, ActivationStore) else None
     contexts = study.eval_contexts(made.spliced_tokens)
     scores = splice_scores(
         study.language_model,
         made.hook,
         contexts,
         {" ".join(map(str, key)): one.model for key, one in trained.items()},
-        ordinary=ordinary_tokens(study.language_model, store),
+        ordinary=study.ordinary(),
     )
     for key, numbers in measured.items():
         got = scores[" ".join(map(str, key))]

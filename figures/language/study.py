@@ -22,11 +22,13 @@ from typing import Any
 from figures.language.configuration import ARCHITECTURES, Configuration, load_configuration
 from figures.registry import Context
 from sasa_theory.activations import ActivationStore, LanguageModel, LiveActivations, Texts, read_text, write_activations
+from sasa_theory.activations.gather import TokenFilter
 from sasa_theory.activations.language_model import Context as TextContext
 from sasa_theory.activations.layout import MANIFEST
 from sasa_theory.activations.store import EVAL_EVERY
 from sasa_theory.evaluation import ExplainedVariance, Sparsity
 from sasa_theory.evaluation import run as measure
+from sasa_theory.evaluation.splice import ordinary_tokens
 from sasa_theory.files import read_json, write_json
 from sasa_theory.training import Job, Run, fit_together
 from sasa_theory.training.runs import directory
@@ -78,7 +80,9 @@ class Study:
 
     def _load(self, device: str) -> LanguageModel:
         made = self.configuration
-        return LanguageModel(made.model, dtype=made.dtype, device=device, context=made.context)
+        return LanguageModel(
+            made.model, dtype=made.dtype, device=device, context=made.context, prepend_bos=made.prepend_bos
+        )
 
     @functools.cached_property
     def texts(self) -> Texts:
@@ -95,7 +99,7 @@ class Study:
     def data(self) -> Dataset:
         """Rows to train and evaluate on: the store, or the model itself where the configuration keeps none."""
         made = self.configuration
-        if made.stored or "store" in self.context.options:
+        if self.is_stored:
             return self.store
         elsewhere = self.context.options.get("model_device", self.context.device)
         return LiveActivations(
@@ -112,7 +116,8 @@ class Study:
         made = self.configuration
         if given := self.context.options.get("store"):
             store = ActivationStore(given)
-            for key, value in (("model", made.model), ("hook", made.hook)):
+            asked = {"model": made.model, "hook": made.hook, "context": made.context, "keep_special": made.keep_special}
+            for key, value in {**asked, "prepend_bos": made.prepend_bos or None}.items():
                 if store.meta.get(key) != value:
                     raise UsageError(
                         f"store {given} holds {key} {store.meta.get(key)!r}, the configuration asks for {value!r}"
@@ -120,12 +125,11 @@ class Study:
             return store
         place = self.store_directory()
         write_activations(
-            made.model if self.context.device == "cpu" else self.language_model,
+            self.language_model,
             made.hook,
             self.texts,
             place,
             made.tokens,
-            context=made.context,
             workers=2 if self.context.device == "cpu" else 1,
             keep_special=made.keep_special,
             norm_limit=made.norm_limit,
@@ -137,12 +141,18 @@ class Study:
         """Where the study's own store is, or will be."""
         made = self.configuration
         words = (made.model, made.hook, made.context, made.keep_special, made.norm_limit, self.texts.identity)
-        return self.context.out / "stores" / hashlib.sha256(repr(words).encode()).hexdigest()[:16]
+        bos = ("BOS prepended",) * made.prepend_bos
+        return self.context.out / "stores" / hashlib.sha256(repr((*words, *bos)).encode()).hexdigest()[:16]
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the rows come from a store, not from the running model."""
+        return self.configuration.stored or "store" in self.context.options
 
     @property
     def at_hand(self) -> bool:
         """Whether `data` can be opened without gathering anything first."""
-        if "store" in self.context.options or not self.configuration.stored:
+        if "store" in self.context.options or not self.is_stored:
             return True
         place = self.store_directory()
         return (place / MANIFEST).exists() and ActivationStore(place, verify=False).complete
@@ -158,6 +168,11 @@ class Study:
             return len(ActivationStore(given))
         place = self.store_directory()
         return len(ActivationStore(place, verify=False)) if (place / MANIFEST).exists() else 0
+
+    def ordinary(self) -> TokenFilter:
+        """Which tokens are kept as rows, and so which ones a dictionary is answerable for."""
+        data = self.data
+        return data.filter() if isinstance(data, LiveActivations) else ordinary_tokens(self.language_model, self.store)
 
     def eval_contexts(self, tokens: int) -> list[TextContext]:
         """Held-out contexts (every 20th, which no dictionary was trained on), in order, of at least `tokens` tokens.

@@ -45,22 +45,23 @@ class Options:
     """keep BOS and other special tokens (they are left out and counted otherwise)"""
     norm_limit: Annotated[float, tyro.conf.arg(metavar="MEDIANS")] = 3.0
     """leave out and count tokens whose norm is beyond this multiple of the median; inf keeps all"""
+    prepend_bos: bool = False
+    """begin contexts with BOS although the tokenizer puts none there, as GPT-2's does not"""
 
 
 def run(options: Options) -> int:
     require_transformers()
-    from sasa_theory.activations import read_text, write_activations
+    from sasa_theory.activations import LanguageModel, read_text, write_activations
 
     texts = read_text(options.text)
+    device = checked_device(options.device)
     done = write_activations(
-        options.model,
+        LanguageModel(options.model, device=device, context=options.context, prepend_bos=options.prepend_bos),
         options.hook,
         texts,
         options.out,
         options.tokens,
         dtype=options.dtype,
-        context=options.context,
-        device=checked_device(options.device),
         workers=options.workers,
         keep_special=options.keep_special,
         norm_limit=None if options.norm_limit == float("inf") else options.norm_limit,

@@ -1,6 +1,5 @@
 """`sasa-lab reproduce`: the main job."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +11,7 @@ from figures.registry import Context
 from sasa_lab.arguments import checked_device, deadline
 from sasa_lab.profiles import SEEDS, Profile, plan
 from sasa_lab.report import write_report
-from sasa_lab.running import command_for, tell, try_figure
-from synthetic.errors import Interrupted
+from sasa_lab.running import command_for, report_failures, run_figures, tell
 
 
 @dataclass(frozen=True)
@@ -45,22 +43,10 @@ def run(options: Options) -> int:
     load_all()
     chosen = plan([figures[name] for name in figures.names()], options.profile)
     context = Context(options.profile, SEEDS[options.profile], options.out, device, stop)
-    failed = {}
-    for figure in chosen.run:
-        tell(f"{figure.name}: {figure.title} (at most {figure.budget[options.profile]:.0f} s)")
-        try:
-            why = try_figure(figure, context, options.force)
-        except Interrupted:
-            tell(f"report of what is done: {write_report(options.out)}")
-            raise
-        if why is not None:
-            failed[figure.name] = why
-            tell(f"{figure.name}: failed: {why}")
+    failed = run_figures([figure.name for figure in chosen.run], context, options.force)
     if chosen.left:
         tell("not run here:")
     for figure, why in chosen.left:
         tell(f"  {figure.name} {why}: {command_for(figure, options.profile)}")
     tell(f"report: {write_report(options.out)}")
-    if failed:
-        sys.stderr.write(f"sasa-lab: error: {len(failed)} figure(s) failed: {', '.join(failed)}; reasons above\n")
-    return 1 if failed else 0
+    return report_failures(failed)

@@ -1,19 +1,18 @@
 """`sasa-lab study CONFIGURATION`: a language model from text to report."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from figures import figures, load_all
+from figures import load_all
 from figures.registry import Context
 from sasa_lab.arguments import checked_device, deadline, require_transformers
 from sasa_lab.profiles import Profile
 from sasa_lab.report import write_report
-from sasa_lab.running import tell, try_figure
-from synthetic.errors import Interrupted, unknown
+from sasa_lab.running import report_failures, run_figures, tell
+from synthetic.errors import unknown
 
 #: in the order they are run: what trains most comes first, so that the others find it
 FIGURES = (
@@ -94,18 +93,6 @@ def run(options: Options) -> int:
         tell(f"  {line}")
     if options.estimate:
         return 0
-    failed = {}
-    for name in options.figure:
-        tell(f"{name}: {figures[name].title}")
-        try:
-            why = try_figure(figures[name], context, options.force)
-        except Interrupted:
-            tell(f"report of what is done: {write_report(out)}")
-            raise
-        if why is not None:
-            failed[name] = why
-            tell(f"{name}: failed: {why}")
+    failed = run_figures(options.figure, context, options.force)
     tell(f"report: {write_report(out)}")
-    if failed:
-        sys.stderr.write(f"sasa-lab: error: {len(failed)} figure(s) failed: {', '.join(failed)}; reasons above\n")
-    return 1 if failed else 0
+    return report_failures(failed)

@@ -98,8 +98,8 @@ def _data(options: Options, device: str) -> Dataset:
 def defaults(words: Sequence[str]) -> "Options | None":
     """A language model's activations are normalised and started at random directions unless the user says otherwise.
 
-    They are far from unit scale, and from data points, which share a direction there, the first codes overshoot a
-    hundredfold: on Gemma-3-270M TopK needs a hundred steps to come back. (On planted data it is the other way round:
+    They are far from unit scale, and from data points, which share a direction there, the first codes overshoot many
+    times over: on Gemma-3-270M TopK needs some hundred steps to come back. (On planted data it is the other way round:
     from random directions SASA merges features.)
     """
     if any(word.split("=")[0] in ("--store", "--model") for word in words):

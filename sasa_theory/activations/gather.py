@@ -118,7 +118,7 @@ def write_activations(
     """Run `texts` through `model` and store at least `tokens` rows of `hook` in `out` (whole contexts).
 
     A store that is unfinished, or has fewer rows than now asked for, is gone on with; one that has enough is left as
-    it is. On the CPU each of the `workers` processes has one thread (several need the model by name). Text that ends
+    it is. On the CPU each of the `workers` processes has one thread (several load the model again). Text that ends
     early gives a smaller store and a warning. `model` may be a name, a directory or a LanguageModel; `context` and
     `device` are for the first two.
 
@@ -127,12 +127,12 @@ def write_activations(
     """
     if tokens < 1 or workers < 1:
         raise UsageError(f"tokens is {tokens} and workers {workers}; expected positive integers")
-    if workers > 1 and (not isinstance(model, str) or device != "cpu"):
-        raise UsageError("several workers need a model given by name and the CPU; use workers=1")
     if norm_limit is not None and not norm_limit > 0:
         raise UsageError(f"norm_limit is {norm_limit}; expected a positive multiple of the median norm, or None")
     texts = as_texts(texts)
     lm = model if isinstance(model, LanguageModel) else LanguageModel(model, device=device, context=context)
+    if workers > 1 and lm.device.type != "cpu":
+        raise UsageError(f"workers is {workers} and the device {lm.device}; several workers are for the CPU only")
     lm.find_hook(hook)
     meta = {
         "model": lm.name,
@@ -144,6 +144,7 @@ def write_activations(
         "text_identity": texts.identity,
         "keep_special": keep_special,
         "norm_limit": norm_limit,
+        **({"prepend_bos": True} if lm.prepend_bos else {}),
     }
     started, run = time.monotonic(), 0
     with StoreWriter(out, lm.width, meta=meta, dtype=dtype, shard_rows=shard_rows) as writer:

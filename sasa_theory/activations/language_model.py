@@ -61,12 +61,14 @@ class _Reached(Exception):
 class LanguageModel:
     """A causal language model without its head: token ids in, hidden states out.
 
-    source   a directory, a hub name, or "gemma3-270m" (the offline package, see gemma.py).
-    dtype    of the weights ("float32", "bfloat16", "float16"); rows come out as float32 in any case.
-    context  tokens per context, BOS included.
-    autocast run matrix products in bfloat16 and keep the residual stream in float32 (default: on CUDA only).
+    source       a directory, a hub name, or "gemma3-270m" (the offline package, see gemma.py).
+    dtype        of the weights ("float32", "bfloat16", "float16"); rows come out as float32 in any case.
+    context      tokens per context, BOS included.
+    autocast     run matrix products in bfloat16, the residual stream in float32 (default: on CUDA only).
+    prepend_bos  begin contexts with BOS although the tokenizer puts none there (GPT-2's does not).
 
-    Raises UsageError for a model that is not there or is no causal LM, LabError when transformers is missing.
+    Raises UsageError for a model that is not there, is no causal LM or has no BOS to prepend, LabError when
+    transformers is missing.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class LanguageModel:
         device: "torch.device | str" = "cpu",
         context: int = 128,
         autocast: bool | None = None,
+        prepend_bos: bool = False,
     ) -> None:
         self.name = str(source)
         self.device = torch.device(device)
@@ -88,6 +91,11 @@ class LanguageModel:
         self.width = int(self.config.hidden_size)
         self.autocast = self.device.type == "cuda" if autocast is None else autocast
         self.prefix = _prefix(self.tokenizer)
+        self.prepend_bos = prepend_bos
+        if prepend_bos and (bos := self.tokenizer.bos_token_id) not in self.prefix:
+            if bos is None:
+                raise UsageError(f"prepend_bos is set, but the tokenizer of {self.name} has no BOS token")
+            self.prefix = (int(bos), *self.prefix)
         self.special = frozenset(int(i) for i in self.tokenizer.all_special_ids)
         limit = getattr(self.config, "max_position_embeddings", None)
         if not len(self.prefix) < context <= (limit or context):

@@ -60,7 +60,7 @@ class LiveActivations:
         """16 hex digits that differ whenever model, hook, text or settings differ (the model by its name)."""
         model = self.model
         parts = (model.name, model.dtype, model.autocast, model.context, self.hook, self.norm_limit, self.block)
-        kept = ("special kept",) if self.keep_special else ()
+        kept = ("special kept",) * self.keep_special + ("BOS prepended",) * model.prepend_bos
         return hashlib.sha256(repr((*parts, *kept, self.texts.identity)).encode()).hexdigest()[:16]
 
     def batches(
@@ -76,8 +76,8 @@ class LiveActivations:
             if self.norm_limit is not None:
                 first = take_tokens(hidden_chunks(self.model, self.hook, self.texts), REFERENCE_TOKENS)
                 largest = self.norm_limit * median_norm(self.model, first)
-            special = [] if self.keep_special else sorted(self.model.special)
-            self._filter = TokenFilter(torch.tensor(special, dtype=torch.long), largest)
+            special = torch.tensor(sorted(self.model.special), dtype=torch.long)
+            self._filter = TokenFilter(special, largest, self.keep_special)
         return self._filter
 
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sasa_theory.bounds import log_binomial
 from sasa_theory.evaluation.base import lower, neither
 from sasa_theory.models.base import SparseModel
 from sasa_theory.models.codes import Codes
@@ -75,17 +76,11 @@ def description_length(
     _, counts = torch.unique(rounded(low)[on], return_counts=True)
     share = counts.double() / counts.sum()
     each = float(-(share * share.log2()).sum())
-    units = codes.l0_units().cpu().numpy().astype(np.float64)
-    of_units = float(np.mean(log2_choose(codes.n_units, units)))
+    active, rows_with = torch.unique(codes.l0_units(), return_counts=True)
+    choices = [log_binomial(codes.n_units, k) / math.log(2) for k in active.tolist()]
+    of_units = float(np.average(choices, weights=rows_with.tolist()))
     l0 = float(codes.l0().double().mean())
     return DescriptionLength(of_units + l0 * each, of_units, each, l0, low)
-
-
-def log2_choose(n: int, k: "Float[np.ndarray, ' m']") -> "Float[np.ndarray, ' m']":
-    """log2 of the number of ways to choose k of n."""
-    from scipy.special import gammaln
-
-    return (gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)) / math.log(2)
 
 
 def _lengths(model: SparseModel, codes: Codes) -> Tensor:

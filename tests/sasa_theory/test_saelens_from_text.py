@@ -26,36 +26,10 @@ SIZES = {
 }
 
 
-def make_directory(kind, directory):
-    """A random model of two blocks and a word-level tokenizer."""
-    import transformers as hf
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    vocabulary = {word: i for i, word in enumerate(["<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(60))])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if kind == "mistral":
-        tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
-    names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(directory)
-    shared = {"vocab_size": len(vocabulary), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = {
-        "gpt2": lambda: hf.GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=32, **shared),
-        "mistral": lambda: hf.MistralConfig(**sizes, num_key_value_heads=2, max_position_embeddings=32, **shared),
-    }[kind]()
-    torch.manual_seed(3)  # transformers draws its weights from the global generator
-    model = hf.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    model.save_pretrained(directory)
-
-
 @pytest.fixture(scope="module", params=["gpt2", "mistral"])
-def store(request, tmp_path_factory):
+def store(request, tmp_path_factory, tiny_language_model):
     folder = tmp_path_factory.mktemp(request.param)
-    make_directory(request.param, folder / "model")
+    tiny_language_model(request.param, folder / "model", blocks=2)
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice([f"w{i}" for i in range(60)], rng.integers(5, 60))) for _ in range(400)]
     write_activations(str(folder / "model"), HOOK, texts, folder / "store", 6000, context=16, workers=1)

@@ -1,8 +1,6 @@
 """Figure `causal` on tiny random models of real architectures, through their own tokenizer, blocks and head."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,25 +18,20 @@ pytestmark = pytest.mark.lm
 KINDS, HOOK = ("gpt2", "mistral", "gemma3"), "blocks.1.hook_resid_pre"
 
 
-def tiny_models():
-    """The maker of tiny models that the tests of hooks use, with the words of the prompts in its vocabulary."""
-    path = Path(__file__).parents[2] / "sasa_theory" / "activations" / "test_language_model.py"
-    spec = importlib.util.spec_from_file_location("tiny_language_models_for_causal", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def words():
+    """The words of the prompts."""
     texts = [t.format(word=w) for of in TEMPLATES for t in TEMPLATES[of] for w in (*concept(of).words, *NEUTRAL)]
-    module.WORDS = sorted(
+    return sorted(
         {word for text in texts for word in text.split()} | {w for of in TEMPLATES for w in concept(of).words}
     )
-    return module
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    make, out = tiny_models().make_directory, {}
+def loaded(tmp_path_factory, tiny_language_model):
+    out = {}
     for kind in KINDS:
         directory = tmp_path_factory.mktemp(f"causal-{kind}")
-        make(kind, directory)
+        tiny_language_model(kind, directory, words())
         out[kind] = LanguageModel(directory, context=32)
     return out
 

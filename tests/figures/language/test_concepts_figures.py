@@ -1,6 +1,7 @@
 """Figures `concepts` and `feature-clusters` on planted activations where the right units are known."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from figures.language import feature_clusters
 from figures.language.configuration import Configuration
 from figures.language.held_out import held_out, with_words
 from figures.registry import figures
+from sasa_theory.activations.gather import TokenFilter
 from sasa_theory.activations.language_model import Context as TextContext
 from sasa_theory.concepts import CONCEPTS, concept
 from sasa_theory.models import SASA, TopK
@@ -104,6 +106,11 @@ class PlantedStudy:
             seeds=(0,),
             evaluation_tokens=2400,
         )
+
+    is_stored = False
+
+    def ordinary(self):
+        return TokenFilter(torch.tensor(sorted(self.language_model.special)), math.inf)
 
     def eval_contexts(self, tokens):
         held = [item for item in self.language_model.contexts(self.texts) if item.number % 20 == 19]

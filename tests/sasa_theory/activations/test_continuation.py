@@ -1,8 +1,5 @@
 """The rest of a forward pass equals the whole pass of the untouched causal model, on tiny random models."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -18,24 +15,15 @@ KINDS = ("gpt2", "mistral", "gemma3", "gemma2")
 CONTEXT, VOCABULARY = 12, 63
 
 
-def tiny_models():
-    """The maker of tiny models that the tests of hooks use."""
-    path = Path(__file__).with_name("test_language_model.py")
-    spec = importlib.util.spec_from_file_location("tiny_language_models", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
-def loaded(tmp_path_factory):
+def loaded(tmp_path_factory, tiny_language_model):
     """kind -> (LanguageModel, the whole causal model); Gemma 2 has softcapped logits, Mistral an untied head."""
     import transformers as hf
 
-    make, out = tiny_models().make_directory, {}
+    out = {}
     for kind in KINDS:
         directory = tmp_path_factory.mktemp(f"continuation-{kind}")
-        make(kind if kind != "gemma2" else "gemma3", directory)
+        tiny_language_model(kind if kind != "gemma2" else "gemma3", directory)
         if kind == "gemma2":
             torch.manual_seed(5)
             config = hf.Gemma2Config(

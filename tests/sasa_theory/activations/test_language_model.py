@@ -29,41 +29,11 @@ WORDS = [f"w{i}" for i in range(60)]
 CONTEXT = 12
 
 
-def make_directory(kind, directory):
-    """A random model of three blocks and a word-level tokenizer (GPT-2's puts no BOS in front, as the real one)."""
-    import transformers as hf
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    vocabulary = {word: i for i, word in enumerate(["<bos>", "<eos>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if kind != "gpt2":
-        tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
-    names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(directory)
-    shared = {"vocab_size": len(vocabulary), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    llama = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "head_dim": 4, "sliding_window": 8, "max_position_embeddings": 32}  # fmt: skip
-    config = {
-        "gpt2": lambda: hf.GPT2Config(n_embd=16, n_layer=3, n_head=4, n_positions=32, **shared),
-        "mistral": lambda: hf.MistralConfig(**llama, **shared),
-        "gemma3": lambda: hf.Gemma3TextConfig(
-            **llama, query_pre_attn_scalar=4, layer_types=["sliding_attention"] * 2 + ["full_attention"], **shared
-        ),
-    }[kind]()
-    torch.manual_seed(3)  # transformers draws its weights from the global generator
-    model = hf.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():  # beyond initialisation, so that every part of a block matters
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    model.save_pretrained(directory)
-
-
 @pytest.fixture(scope="session")
-def directories(tmp_path_factory):
+def directories(tmp_path_factory, tiny_language_model):
     made = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
     for kind, directory in made.items():
-        make_directory(kind, directory)
+        tiny_language_model(kind, directory, WORDS)
     return made
 
 
@@ -332,6 +302,35 @@ def test_worker_failure_is_one_error(directories, monkeypatch):
         _receive(deque([(Pipe(None), [])]))
     with pytest.raises(LabError, match="worker process failed: ValueError: no"):
         _receive(deque([(Pipe("ValueError: no"), [])]))
+
+
+def test_bos_is_put_in_front_where_the_tokenizer_puts_none(directories, models, tmp_path):
+    """GPT-2's contexts then begin with BOS, as E4 has them; a tokenizer's own BOS does not come twice."""
+    hook, texts = "blocks.1.hook_resid_pre", ["w1 w2 w3"]
+    lm = LanguageModel(directories["gpt2"], context=CONTEXT, prepend_bos=True)
+    bos = lm.tokenizer.bos_token_id
+    assert models["gpt2"].prefix == () and lm.prefix == (bos,)
+    (with_bos,), (without,) = lm.activations(texts, hook), models["gpt2"].activations(texts, hook)
+    assert with_bos.tokens.tolist() == [bos, *without.tokens.tolist()]
+    assert not torch.allclose(with_bos.rows[1:], without.rows)  # positions and what is attended to differ
+    mistral = LanguageModel(directories["mistral"], context=CONTEXT, prepend_bos=True)
+    assert mistral.prefix == models["mistral"].prefix == (mistral.tokenizer.bos_token_id,)
+
+    long = [" ".join(["w4"] * 40)]
+    named = [LiveActivations(model, long, hook).fingerprint() for model in (lm, models["gpt2"])]
+    assert named[0] != named[1]
+    for model, meta in ((lm, True), (models["gpt2"], None)):
+        write_activations(model, hook, long, tmp_path / str(meta), 20, norm_limit=None, progress=False)
+        assert ActivationStore(tmp_path / str(meta)).meta.get("prepend_bos") is meta
+    with pytest.raises(UsageError, match="begun with prepend_bos = None, not True"):
+        write_activations(lm, hook, long, tmp_path / "None", 30, norm_limit=None, progress=False)
+
+    bare = tmp_path / "bare"
+    shutil.copytree(directories["gpt2"], bare)
+    settings = json.loads((bare / "tokenizer_config.json").read_text())
+    (bare / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "bos_token"}))
+    with pytest.raises(UsageError, match="has no BOS token"):
+        LanguageModel(bare, prepend_bos=True, context=CONTEXT)
 
 
 def test_bad_requests_are_usage_errors(directories, models, tmp_path):

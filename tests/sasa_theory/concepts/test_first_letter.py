@@ -24,9 +24,8 @@ def corpus():
     return [*lines, *(LINE.format(word=word) for word in rare)]
 
 
-def make_directory(kind, directory):
+def bpe_tokenizer(kind):
     """GPT-2: byte-level BPE, no BOS. Mistral: BPE with the word marker of SentencePiece, BOS in front."""
-    import transformers as hf
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
     special = ["<bos>", "<eos>", "<unk>"]
@@ -41,36 +40,14 @@ def make_directory(kind, directory):
         vocab_size=420, special_tokens=special, initial_alphabet=alphabet, min_frequency=3, show_progress=False
     )
     tokenizer.train_from_iterator(corpus(), trainer)
-    names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(directory)
-    shared = {"vocab_size": 420, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    config = (
-        hf.GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=256, **shared)
-        if kind == "gpt2"
-        else hf.MistralConfig(
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=4,
-            max_position_embeddings=256,
-            **shared,
-        )
-    )
-    torch.manual_seed(3)  # transformers draws its weights from the global generator
-    model = hf.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    model.save_pretrained(directory)
+    return tokenizer
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(tmp_path_factory, tiny_language_model):
     made = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
     for kind, directory in made.items():
-        make_directory(kind, directory)
+        tiny_language_model(kind, directory, tokenizer=bpe_tokenizer(kind), blocks=2, positions=256)
     return {kind: LanguageModel(path, context=100) for kind, path in made.items()}
 
 

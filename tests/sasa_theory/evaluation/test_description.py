@@ -1,14 +1,13 @@
-"""Bits of a code: the count of choices by enumeration, the grid by what it may cost, units by a change of scale."""
+"""Bits of a code: the grid by what it may cost, units by a change of scale."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sasa_theory.evaluation.description import description_length, log2_choose
+from sasa_theory.evaluation.description import description_length
 from sasa_theory.models import build
 from synthetic.errors import DataError, UsageError
 
@@ -17,12 +16,6 @@ def dictionary(width: int, units: int, rank: int, active: int, seed: int) -> tor
     model = build("sasa", width_in=width, n_groups=units, group_rank=rank, active_groups=active)
     model.initialise(torch.Generator().manual_seed(seed))
     return model
-
-
-@given(n=st.integers(1, 12), k=st.integers(0, 12))
-def test_choices_are_counted(n: int, k: int) -> None:
-    k = min(n, k)
-    assert log2_choose(n, np.array([float(k)]))[0] == pytest.approx(math.log2(math.comb(n, k)), abs=1e-9)
 
 
 @settings(deadline=None, max_examples=20)

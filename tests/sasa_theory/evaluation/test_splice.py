@@ -1,8 +1,5 @@
 """Scores of spliced-in dictionaries on tiny random models: known dictionaries, and the definition written out."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -20,26 +17,18 @@ pytestmark = pytest.mark.lm
 HOOK, CONTEXT = "blocks.1.hook_resid_pre", 12
 
 
-def tiny_models():
-    path = Path(__file__).parents[1] / "activations" / "test_language_model.py"
-    spec = importlib.util.spec_from_file_location("tiny_language_models_for_splicing", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = tiny_models()
+KINDS = ("gpt2", "mistral", "gemma3")
 
 
 @pytest.fixture(scope="session")
-def loaded(tmp_path_factory):
+def loaded(tmp_path_factory, tiny_language_model):
     """kind -> (LanguageModel, whole causal model)."""
     import transformers as hf
 
     out = {}
-    for kind in tiny.KINDS:
+    for kind in KINDS:
         directory = tmp_path_factory.mktemp(f"splice-{kind}")
-        tiny.make_directory(kind, directory)
+        tiny_language_model(kind, directory)
         whole = hf.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         out[kind] = LanguageModel(directory, context=CONTEXT), whole
     return out
@@ -56,11 +45,16 @@ class Fixed(torch.nn.Module):
         return self.function(x), None
 
 
+def sentences(seed, n):
+    rng = np.random.default_rng(seed)
+    return [" ".join(f"w{i}" for i in rng.integers(60, size=rng.integers(1, 40))) for _ in range(n)]
+
+
 def contexts_of(lm, seed=0, n=6):
-    return list(lm.contexts(tiny.sentences(seed, n)))
+    return list(lm.contexts(sentences(seed, n)))
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 60))
 @settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_perfect_and_zero_dictionaries(loaded, kind, seed, n, batch_tokens):
@@ -81,7 +75,7 @@ def test_perfect_and_zero_dictionaries(loaded, kind, seed, n, batch_tokens):
     assert perfect.predictions == sum(len(item.ids) - len(lm.prefix) - 1 for item in contexts)
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_their_definition_with_hooks_in_the_whole_model(loaded, kind):
     lm, whole = loaded[kind]
     contexts = contexts_of(lm, 3, 8)
@@ -146,7 +140,7 @@ def test_left_out_tokens_keep_their_state_and_are_counted(loaded):
 
 def test_the_filter_is_that_of_the_store(loaded, tmp_path):
     lm, _ = loaded["mistral"]
-    write_activations(lm, HOOK, tiny.sentences(2, 60), tmp_path / "s", 300, norm_limit=2.0, progress=False)
+    write_activations(lm, HOOK, sentences(2, 60), tmp_path / "s", 300, norm_limit=2.0, progress=False)
     store = ActivationStore(tmp_path / "s")
     chosen = ordinary_tokens(lm, store)
     assert chosen.largest == 2.0 * store.manifest.notes["median_norm"] and not chosen.keep_special

@@ -1,0 +1,87 @@
+"""Searches for learning rates and coefficients: what they have in common, and the tracked files that figures read.
+
+    recipe = Recipe("splitting")      # figures/splitting_recipe.json, made by python -m figures.splitting_recipe
+    recipe.is_made(), recipe()        # whether it is there; what it holds
+    run_grid(world, cells, jobs, out, rows)      # held-out unexplained variance and L0 of every run
+    best(cells, target), harmless(cells, key, target)
+
+Planted truth plays no part in a choice, and a search's seed is none of its figure's.
+"""
+
+import argparse
+import functools
+import importlib.resources
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sasa_theory.evaluation import ExplainedVariance, Sparsity
+from sasa_theory.evaluation import run as measure
+from sasa_theory.files import write_json
+from sasa_theory.training import Job, fit_all
+from synthetic import World
+from synthetic.errors import LabError
+
+Cell = Mapping[str, Any]
+#: a penalty is harmless where it leaves at most this many times what the best one leaves unexplained
+PRICE = 1.05
+
+
+class Recipe:
+    """The tracked result of the search `python -m figures.NAME_recipe`; raises LabError when called before that ran."""
+
+    def __init__(self, name: str) -> None:
+        self.module = f"figures.{name}_recipe"
+        self.file = importlib.resources.files("figures") / f"{name}_recipe.json"
+
+    def is_made(self) -> bool:
+        """Whether the search has been run and its result stands beside this file."""
+        return self.file.is_file()
+
+    def __call__(self) -> dict[str, Any]:
+        return self._read
+
+    @functools.cached_property
+    def _read(self) -> dict[str, Any]:
+        if not self.is_made():
+            raise LabError(f"{self.file} is missing; make it with: python -m {self.module}")
+        found: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
+        return found
+
+    def make(self, search: Callable[[Path], dict[str, Any]], description: str | None) -> None:
+        """The command line of a search: --out says where its runs are kept."""
+        parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+        parser.add_argument("--out", type=Path, default=Path("results"))
+        write_json(Path(str(self.file)), search(parser.parse_args().out))
+
+
+def run_grid(world: World, cells: Sequence[Cell], jobs: Sequence[Job], out: Path, rows: int) -> list[dict[str, Any]]:
+    """Train the jobs and put unexplained variance on held-out rows, L0 and the run's name beside each cell."""
+    grid = []
+    for cell, run in zip(cells, fit_all(world, jobs, out=out), strict=True):
+        got = measure(run.model, world, rows, [ExplainedVariance(), Sparsity()])
+        left, l0 = 1 - got["explained_variance"].explained_variance, got["l0"].l0
+        grid.append({**cell, "unexplained": left, "l0": l0, "run": run.directory.name})
+    return grid
+
+
+def best(cells: Sequence[Cell], target: float) -> Cell:
+    """The least unexplained cell with at most 15 % more than the target L0 (fewer columns are no advantage; runs that
+    are steered have not all settled), else the one nearest to it."""
+    allowed = [cell for cell in cells if cell["l0"] <= 1.15 * target]
+    if allowed:
+        return min(allowed, key=unexplained)
+    return min(cells, key=lambda cell: float(cell["l0"]))
+
+
+def harmless(cells: Sequence[Cell], key: str, target: float) -> Cell:
+    """Of the best cells at each value of the penalty `key`, that of the largest harmless one (`PRICE`)."""
+    found = [best([cell for cell in cells if cell[key] == value], target) for value in {cell[key] for cell in cells}]
+    most = PRICE * min(map(unexplained, found))
+    return max((cell for cell in found if unexplained(cell) <= most), key=lambda cell: float(cell[key]))
+
+
+def unexplained(cell: Cell) -> float:
+    """What a cell's run left unexplained."""
+    return float(cell["unexplained"])

@@ -1,0 +1,80 @@
+"""Searches: what is chosen, the file it is read from, and a grid on a tiny world."""
+
+import json
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from figures.tuning import PRICE, Recipe, best, harmless, run_grid
+from sasa_theory.training import Job, TrainSettings
+from synthetic import World
+from synthetic.errors import LabError
+
+RECIPES = ("manifolds", "planted_absorption", "published", "splitting")
+grids = st.lists(
+    st.fixed_dictionaries(
+        {
+            "lr": st.sampled_from((1e-3, 1e-2)),
+            "nuclear": st.sampled_from((0.0, 0.1, 0.3)),
+            "unexplained": st.floats(0.01, 1.0),
+            "l0": st.floats(1.0, 100.0),
+        }
+    ),
+    min_size=1,
+    max_size=20,
+)
+
+
+@given(grids, st.floats(1.0, 100.0))
+def test_the_best_meets_the_budget_where_any_does(cells, target):
+    chosen = best(cells, target)
+    allowed = [cell for cell in cells if cell["l0"] <= 1.15 * target]
+    assert chosen in cells
+    if allowed:
+        assert chosen["unexplained"] == min(cell["unexplained"] for cell in allowed) and chosen["l0"] <= 1.15 * target
+    else:
+        assert chosen["l0"] == min(cell["l0"] for cell in cells)
+
+
+@given(grids, st.floats(1.0, 100.0))
+def test_no_larger_penalty_is_harmless(cells, target):
+    chosen = harmless(cells, "nuclear", target)
+    at = {
+        value: best([cell for cell in cells if cell["nuclear"] == value], target)["unexplained"]
+        for value in {cell["nuclear"] for cell in cells}
+    }
+    most = PRICE * min(at.values())
+    assert chosen["unexplained"] <= most
+    assert all(left > most for value, left in at.items() if value > chosen["nuclear"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_tracked_recipes_name_the_runs_behind_them(name):
+    recipe = Recipe(name)
+    assert recipe.is_made()
+    found = recipe()
+    grids = [part["grid"] for part in (found, *found.values()) if isinstance(part, dict) and "grid" in part]
+    assert grids and all({"unexplained", "l0", "run"} <= cell.keys() for grid in grids for cell in grid)
+
+
+def test_a_search_that_was_not_run_is_named_and_can_be_made(tmp_path, monkeypatch):
+    recipe = Recipe("made_up")
+    assert not recipe.is_made()
+    with pytest.raises(LabError, match=r"made_up_recipe.json is missing; make it with: python -m figures.made_up_rec"):
+        recipe()
+    recipe.file = tmp_path / "made_up_recipe.json"
+    monkeypatch.setattr(sys, "argv", ["search", "--out", str(tmp_path / "runs")])
+    recipe.make(lambda out: {"out": out.name}, "What is searched.\nMore.")
+    assert recipe() == {"out": "runs"} == json.loads(recipe.file.read_text())
+
+
+def test_a_grid_holds_what_every_run_left(tmp_path):
+    world = World.from_spec("smoke")
+    settings = {"n_latents": 16, "active_latents": 2}
+    jobs = [Job("topk", settings, TrainSettings(steps=steps, batch_size=64, lr=1e-2, seed=0)) for steps in (1, 60)]
+    short, long = run_grid(world, [{"steps": 1}, {"steps": 60}], jobs, tmp_path, 512)
+    assert short["steps"] == 1 and short["l0"] == long["l0"] == 2
+    assert 0 < long["unexplained"] < short["unexplained"]
+    assert (tmp_path / "runs" / long["run"]).is_dir()
