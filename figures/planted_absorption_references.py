@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from figures.planted_absorption_recipe import ACTIVE, SPARE
-from figures.splitting_measures import tie
+from figures.yardsticks import TRUTH, tie
 from sasa_theory.models import SASA, AbsTopK
 from sasa_theory.models.base import SparseModel
 from sasa_theory.solvers import klines, ksubspaces
 from synthetic import World
 
-TRUTH = "planted truth"
 REFERENCES = (TRUTH, "PCA", "K-lines", "K-subspaces")
 M = TypeVar("M", bound=SparseModel)
 #: rows that the classical ones are fitted on

@@ -29,7 +29,7 @@ import torch
 
 from figures.registry import Context, Figure, figures
 from figures.splitting_draw import draw
-from figures.splitting_measures import Effort, ceiling, measure, references
+from figures.splitting_measures import Effort, ceiling, measure
 from figures.splitting_recipe import (
     BUDGETS,
     COEFFICIENT_BITS,
@@ -44,6 +44,7 @@ from figures.splitting_recipe import (
     recipe,
 )
 from figures.splitting_tables import findings, tables
+from figures.yardsticks import references
 from sasa_theory.bounds import atom_floor
 from sasa_theory.files import read_json, write_json
 from sasa_theory.statistics import Line, growth_law
@@ -111,7 +112,7 @@ def run(context: Context) -> dict[str, Any]:
             yardsticks[energy] = {}
             for seed in context.seeds:
                 _stop_in_time(context)
-                made = references(world, size.columns, study.reference_rows, seed)
+                made = references(world, RANK, size.columns, study.reference_rows, seed)
                 for name, (model, own) in made.items():
                     yardsticks[energy].setdefault(name, []).append(measure(model, own, study.effort, seed))
     numbers = {

@@ -1,4 +1,4 @@
-"""What figure E2 measures in one model, and the references that need no training.
+"""What figure E2 measures in one model.
 
 Per feature, on rows of the world: the fewest columns (and units) carrying 90 % of the energy the model puts into V_i
 when i is active (the published rule), the energy recovered there, and the fewest groups whose union spans 90 % of V_i.
@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from figures.splitting_recipe import RANK, description_bits
+from figures.splitting_recipe import description_bits
 from sasa_theory import bounds
 from sasa_theory.evaluation import (
     Calculator,
@@ -36,9 +36,8 @@ from sasa_theory.evaluation import (
 from sasa_theory.evaluation import run as feed
 from sasa_theory.evaluation.planted import FeatureEnergyResult, fewest
 from sasa_theory.evaluation.subspaces import CodeMoments
-from sasa_theory.models import SASA, AbsTopK, SparseModel
+from sasa_theory.models import SparseModel
 from sasa_theory.models.normaliser import NormalisedModel
-from sasa_theory.solvers import klines, ksubspaces
 from synthetic import World
 
 #: one-sided 99.9 %
@@ -197,52 +196,3 @@ def _cosines(
 def ceiling(n_atoms: int, k: int, d: int) -> float:
     """Most of a feature's energy that k of N atoms can recover on average: 1 - Dist(N, k, d) (A3)."""
     return 1 - bounds.distortion_floor(n_atoms, k, d)
-
-
-@torch.no_grad()
-def references(world: World, columns: int, rows: int, seed: int) -> dict[str, tuple[SparseModel, World]]:
-    """What needs no training, as models, each with the world it is measured on.
-
-    planted       the true subspaces, a group each, gated as SASA gates.
-    pca           the leading principal directions, as many as the dictionaries have active columns, all on.
-    klines        one active line of as many atoms as the dictionaries have,
-    ksubspaces    one active 16-dimensional subspace of as many as there are features: both on rows with one feature
-                  each, as they know no other; so their task is easier than the others'.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    single = World.from_spec({**world.spec(), "support": {"law": "exact", "active": 1}, "energy": None})
-    x = world.sample(rows, generator).x.double()
-    alone = single.sample(rows, generator).x.numpy()
-    rng = np.random.default_rng(seed)
-    features, width, active = len(world.dims), world.width, round(world.statistics().expected_active)
-
-    planted = SASA(width, features, RANK, active)
-    planted.W_dec.zero_()
-    for i, frame in enumerate(world.frames()):
-        planted.W_dec[RANK * i : RANK * i + len(frame)] = frame
-    tie(planted, world.bias)
-    mean = x.mean(0)
-    directions = torch.linalg.svd(x - mean, full_matrices=False).Vh[: active * RANK]
-    pca = AbsTopK(width, len(directions), len(directions))
-    pca.W_dec.copy_(directions)
-    tie(pca, mean)
-    fitted = klines.fit(alone, columns, rng, centre=False, restarts=1, iterations=30)
-    lines = AbsTopK(width, columns, 1)
-    lines.W_dec.copy_(torch.from_numpy(fitted.atoms))
-    tie(lines, torch.from_numpy(fitted.bias))
-    found = ksubspaces.fit(alone, features, RANK, rng, centre=False, restarts=1, iterations=30)
-    blocks = SASA(width, features, RANK, 1)
-    blocks.W_dec.copy_(torch.from_numpy(found.bases.reshape(-1, width)))
-    tie(blocks, torch.from_numpy(found.bias))
-    return {
-        "planted truth": (planted, world),
-        "PCA": (pca, world),
-        "K-lines": (lines, single),
-        "K-subspaces": (blocks, single),
-    }
-
-
-def tie(model: SparseModel, bias: torch.Tensor) -> None:
-    """Encoder = decoder transposed, and the bias."""
-    model.W_enc.copy_(model.W_dec.T)
-    model.b_dec.copy_(bias)

@@ -13,8 +13,9 @@ import figures.splitting_measures as measures
 import figures.splitting_recipe as tuning
 import figures.splitting_tables as shown
 from figures import Context, figures, load_all
-from figures.splitting_measures import Effort, by_dim, ceiling, measure, references
+from figures.splitting_measures import Effort, by_dim, ceiling, measure
 from figures.splitting_recipe import BLOCKS, BUDGETS, MODELS, SASAS, VECTORS, Size, description_bits
+from figures.yardsticks import references
 from sasa_theory.models import AbsTopK, TopK, build
 from synthetic import World
 
@@ -75,7 +76,7 @@ def test_split_atoms_are_counted_and_covered_by_as_many_as_the_feature_has_dimen
 
 def test_overlap_inflates_the_published_count_of_the_truth_and_not_the_count_by_excess():
     world = Size("splitting-192", 96, 4, 4, 1, 32).world("total")
-    planted, _ = references(world, 128, 1000, 0)["planted truth"]
+    planted, _ = references(world, tuning.RANK, 128, 1000, 0)["planted truth"]
     got = measure(planted, world, dataclasses.replace(EFFORT, rows=6000, cases=()), 0)
     assert max(n for n in got["units"] if n) > 3
     assert {n for n in got["excess_units"] if n} <= {1.0, 1.25, 1.5}
