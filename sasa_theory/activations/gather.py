@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sasa_theory.activations.language_model import Context, LanguageModel
+from sasa_theory.activations.language_model import BEGINNING, Context, LanguageModel, Place
 from sasa_theory.activations.processes import one_thread, parallel_hidden
 from sasa_theory.activations.text import Texts, as_texts
 from sasa_theory.activations.writer import StoreWriter
@@ -86,6 +86,8 @@ class Chunk:
     positions: "Int[Tensor, ' n']"
     documents: "Int[Tensor, ' n']"
     contexts: "Int[Tensor, ' n']"
+    place: Place
+    """of its first context"""
 
     @staticmethod
     def of(contexts: list[Context], hidden: list[Tensor]) -> "Chunk":
@@ -96,6 +98,7 @@ class Chunk:
             torch.cat([torch.arange(n) for n in lengths.tolist()]),
             torch.tensor([item.document for item in contexts]).repeat_interleave(lengths),
             torch.tensor([item.number for item in contexts]).repeat_interleave(lengths),
+            contexts[0].place,
         )
 
 
@@ -173,15 +176,26 @@ def write_activations(
 
 
 def hidden_chunks(
-    model: LanguageModel, hook: str, texts: Iterable[str], *, start: int = 0, workers: int = 1
+    model: LanguageModel,
+    hook: str,
+    texts: Iterable[str],
+    *,
+    start: int = 0,
+    place: Place = BEGINNING,
+    workers: int = 1,
 ) -> Generator[Chunk, None, None]:
     """The documents' contexts run at `hook`, chunk by chunk in order, from the chunk that holds context `start` on.
 
     Chunks begin at the same contexts wherever one starts, so a context is always run beside the same others and its
     rows are the same to the last bit.
+
+    place  of a context before `start`, from which the text is tokenised (all documents before are only walked past).
     """
     size = max(1, CHUNK_TOKENS.get(model.device.type, 1024) // model.context)
-    contexts = islice(model.contexts(texts), start - start % size, None)
+    first = start - start % size
+    if place.number > first:  # chunks were smaller when it was written down
+        place = BEGINNING
+    contexts = islice(model.contexts(texts, place), first - place.number, None)
     groups = iter(lambda: list(islice(contexts, size)), [])
     if workers > 1:
         results = parallel_hidden(model, hook, groups, workers)
@@ -228,8 +242,8 @@ def _fill(
 ) -> int:
     from tqdm import tqdm
 
-    run, held = 0, []
-    with closing(hidden_chunks(model, hook, texts, start=writer.mark, workers=workers)) as chunks:
+    run, held, place = 0, [], Place(*(writer.place or ()))
+    with closing(hidden_chunks(model, hook, texts, start=writer.mark, place=place, workers=workers)) as chunks:
         if norm_limit is not None and "median_norm" not in writer.manifest.notes:
             held = list(take_tokens(chunks, REFERENCE_TOKENS))
             if not held:
@@ -261,6 +275,7 @@ def _append(writer: StoreWriter, chunk: Chunk, chosen: TokenFilter, tokens: int)
         writer.append(
             rows[keep],
             mark=int(number) + 1,
+            place=chunk.place,
             tokens=ids[keep],
             positions=chunk.positions[part][keep],
             documents=chunk.documents[part][keep],

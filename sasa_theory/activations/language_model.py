@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -36,13 +36,31 @@ BLOCKS = ("h", "layers", "decoder.layers", "language_model.layers", "blocks")
 PIECE = 1 << 17
 
 
+class Place(NamedTuple):
+    """Where a context begins: its number, its document, the character at which a piece of the document that is
+    tokenised by itself begins, and the tokens of that piece that come before the context."""
+
+    number: int = 0
+    document: int = 0
+    character: int = 0
+    token: int = 0
+
+
+#: of the first context of all
+BEGINNING = Place()
+
+
 @dataclass(frozen=True)
 class Context:
-    """One stretch of tokens that the model sees at once: its number, its document's number, its token ids."""
+    """One stretch of tokens that the model sees at once: its number, its document's number, its token ids.
+
+    place  where it begins in the text, with which `LanguageModel.contexts` can begin there again.
+    """
 
     number: int
     document: int
     ids: "Int[Tensor, ' T']"
+    place: Place = BEGINNING
 
 
 @dataclass(frozen=True)
@@ -154,15 +172,21 @@ class LanguageModel:
 
     # ---- text ------------------------------------------------------------------------------------------------
 
-    def contexts(self, texts: Iterable[str]) -> Iterator[Context]:
-        """The documents cut into contexts, numbered in order; documents without a token give none."""
-        number = 0
+    def contexts(self, texts: Iterable[str], start: Place = BEGINNING) -> Iterator[Context]:
+        """The documents cut into contexts, numbered in order; documents without a token give none.
+
+        start  the place of the context to begin with: the documents before it are walked past, not tokenised.
+        """
+        number = start.number
         prefix = torch.tensor(self.prefix, dtype=torch.long)
         room = self.context - len(self.prefix)
-        for document, text in enumerate(texts):
-            ids = self._token_ids(text)
-            while chunk := list(islice(ids, room)):
-                yield Context(number, document, torch.cat([prefix, torch.tensor(chunk, dtype=torch.long)]))
+        for document, text in enumerate(islice(texts, start.document, None), start.document):
+            character, token = start[2:] if document == start.document else (0, 0)
+            tokens = islice(self._tokens(text, character), token, None)
+            while chunk := list(islice(tokens, room)):
+                ids = torch.tensor([token_id for *_, token_id in chunk], dtype=torch.long)
+                place = Place(number, document, *chunk[0][:2])
+                yield Context(number, document, torch.cat([prefix, ids]), place)
                 number += 1
 
     def activations(self, texts: "Iterable[str]", hook: str, *, batch_tokens: int = 4096) -> "Iterator[Activations]":
@@ -255,11 +279,12 @@ class LanguageModel:
                 torch.cat([torch.arange(len(contexts[i].ids)) for i in places]),
             )
 
-    def _token_ids(self, text: str) -> Iterator[int]:
-        start = 0
+    def _tokens(self, text: str, start: int = 0) -> Iterator[tuple[int, int, int]]:
+        """From the piece that begins at character `start` on: where its piece begins, number in it, and id of each."""
         while start < len(text):
             end = _cut(text, start)
-            yield from self.tokenizer(text[start:end], add_special_tokens=False, verbose=False)["input_ids"]
+            ids = self.tokenizer(text[start:end], add_special_tokens=False, verbose=False)["input_ids"]
+            yield from ((start, i, token_id) for i, token_id in enumerate(ids))
             start = end
 
 

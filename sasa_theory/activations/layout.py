@@ -42,7 +42,10 @@ QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 @dataclass(frozen=True)
 class Shard:
-    """One whole shard: its file name, rows, size in bytes, sha256, the source position after it, tokens dropped."""
+    """One whole shard: its file name, rows, size in bytes, sha256, the source position after it, tokens dropped.
+
+    place  where to look for that position in the source, None in a store of an earlier version.
+    """
 
     name: str
     rows: int
@@ -50,6 +53,7 @@ class Shard:
     sha256: str
     mark: int
     dropped: dict[str, int] = field(default_factory=dict)
+    place: list[int] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 The documents are run again and again. Contexts are taken in blocks; a block's kept rows are shuffled together and
 handed out in batches, and the few left over at its end are not used. A stream's place is therefore (block, batch),
-and going back to it costs one block. Every 20th context is for "eval", the others for "train", as in a store.
+with the place in the text at which the block begins: going back to it walks past the documents before (reading, not
+tokenising them) and runs one block. Every 20th context is for "eval", the others for "train", as in a store.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from sasa_theory.activations.gather import (
     median_norm,
     take_tokens,
 )
-from sasa_theory.activations.language_model import Context, LanguageModel
+from sasa_theory.activations.language_model import BEGINNING, Context, LanguageModel, Place
 from sasa_theory.activations.store import EVAL_EVERY, SEEDS, parse_stream
 from sasa_theory.activations.text import Texts, as_texts
 from synthetic.errors import DataError, UsageError
@@ -91,6 +92,7 @@ class LiveStream:
         self.data, self.size, self.stream, self.seed = data, size, stream, seed
         self.device, self.width = torch.device(device), data.width
         self._epoch = self._block = self._batch = 0
+        self._place: Place | None = None
         self._rows: Tensor | None = None
         self._groups: Iterator[list[Context]] | None = None
 
@@ -101,7 +103,7 @@ class LiveStream:
         ends = 0
         while self._rows is None or (self._batch + 1) * self.size > len(self._rows):
             if self._rows is not None:
-                self._block, self._batch = self._block + 1, 0
+                self._block, self._batch, self._place = self._block + 1, 0, None
             self._rows = self._next_block()
             if self._rows is None:
                 ends += 1
@@ -110,17 +112,21 @@ class LiveStream:
                         f"no block of {self.data.block} contexts of {self.data.texts.description} gives a batch of "
                         f"{self.size} rows for the stream {self.stream!r}; take smaller batches or more text"
                     )
-                self._epoch, self._block, self._batch = self._epoch + 1, 0, 0
+                self._epoch, self._block, self._batch, self._place = self._epoch + 1, 0, 0, None
         start = self._batch * self.size
         self._batch += 1
         return self._rows[start : start + self.size].to(self.device)
 
     def state_dict(self) -> State:
-        """Where the stream stands: pass over the text, block of contexts, batch in it; and what it is a stream of."""
+        """Where the stream stands: pass over the text, block of contexts, batch in it; and what it is a stream of.
+
+        "place" is where the block begins in the text (`Place`), None where that is not known yet.
+        """
         return {
             "epoch": self._epoch,
             "block": self._block,
             "batch": self._batch,
+            "place": None if self._place is None else list(self._place),
             "stream": self.stream,
             "seed": self.seed,
             "size": self.size,
@@ -128,23 +134,30 @@ class LiveStream:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Go to where `state` was taken; raises UsageError when it is another stream's state."""
+        """Go to where `state` was taken; raises UsageError when it is another stream's state.
+
+        A state without a place (older checkpoints have none) is found by tokenising the text up to it.
+        """
         here = self.state_dict()
         for key in ("stream", "seed", "size", "data"):
             if state.get(key) != here[key]:
                 raise UsageError(f"the saved position is for {key} {state.get(key)!r}, this is {here[key]!r}")
         self._epoch, self._block, self._batch = (int(state[key]) for key in ("epoch", "block", "batch"))
+        place = state.get("place")
+        self._place = None if place is None else Place(*place)
         self._groups = self._rows = None
 
     def _next_block(self) -> "Float[Tensor, 'n D'] | None":
         """The kept rows of the current block, shuffled; None at the end of the text."""
         if self._groups is None:
-            mine = (c for c in self.data.model.contexts(self.data.texts) if self._mine(c.number))
-            contexts = islice(mine, self._block * self.data.block, None)
+            before = 0 if self._place is not None else self._block * self.data.block
+            found = self.data.model.contexts(self.data.texts, self._place or BEGINNING)
+            contexts = islice((c for c in found if self._mine(c.number)), before, None)
             self._groups = iter(lambda: list(islice(contexts, self.data.block)), [])
         if (group := next(self._groups, None)) is None:
             self._groups = None
             return None
+        self._place = group[0].place
         chunk = Chunk.of(group, self.data.model.run_contexts(group, self.data.hook))
         keep, _ = self.data.filter().keep(chunk.tokens, torch.linalg.vector_norm(chunk.rows, dim=1))
         rows = chunk.rows[keep]

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -89,6 +90,11 @@ class StoreWriter:
         return self.manifest.shards[-1].mark if self.manifest.shards else 0
 
     @property
+    def place(self) -> list[int] | None:
+        """The place given with the append that closed the last whole shard, None where none was."""
+        return self.manifest.shards[-1].place if self.manifest.shards else None
+
+    @property
     def rows(self) -> int:
         """Rows on disk and in hand."""
         return self.manifest.rows + self._pending_rows
@@ -100,6 +106,7 @@ class StoreWriter:
         rows: "Float[Tensor, 'n D']",
         *,
         mark: int,
+        place: Sequence[int] | None = None,
         tokens: "Int[Tensor, ' n'] | None" = None,
         positions: "Int[Tensor, ' n'] | None" = None,
         documents: "Int[Tensor, ' n'] | None" = None,
@@ -108,6 +115,7 @@ class StoreWriter:
     ) -> None:
         """Add n rows; the source has now been read up to `mark`, and `dropped` counts what was left out by reason.
 
+        place  integers with which the source finds the mark without being read from its beginning.
         Columns that are not given are zero. Raises UsageError for a wrong shape, DataError for NaN or Inf and for
         values beyond the range of the dtype, naming shard and row; LabError when the disk is full.
         """
@@ -125,6 +133,7 @@ class StoreWriter:
         self._parts.append({"rows": stored, **part})
         self._pending_rows += len(rows)
         self._pending_mark = mark
+        self._place = None if place is None else list(place)
         self._dropped.update(dropped or {})
         if self._pending_rows >= self.shard_rows:
             self._close_shard()
@@ -193,7 +202,7 @@ class StoreWriter:
         name = f"shard-{len(self.manifest.shards):05d}.safetensors"
         write_with(self.path / name, lambda file: file.write_bytes(data))
         digest = hashlib.sha256(data).hexdigest()
-        shard = Shard(name, self._pending_rows, len(data), digest, self._pending_mark, dict(self._dropped))
+        shard = Shard(name, self._pending_rows, len(data), digest, self._pending_mark, dict(self._dropped), self._place)
         shards = (*self.manifest.shards, shard)
         self._commit(dataclasses.replace(self.manifest, shards=shards, complete=False, norm_quantiles={}))
         self._clear()
@@ -206,6 +215,7 @@ class StoreWriter:
         self._parts: list[dict[str, Tensor]] = []
         self._pending_rows = 0
         self._pending_mark = self.mark
+        self._place = self.place
         self._dropped: Counter[str] = Counter()
 
     def _require_finite(self, rows: Tensor, stored: Tensor) -> None:

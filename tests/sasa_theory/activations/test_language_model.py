@@ -1,5 +1,6 @@
 """Hooks, contexts and the way from text to a store, on tiny random models (no hub)."""
 
+import dataclasses
 import filecmp
 import itertools
 import json
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from sasa_theory.activations import ActivationStore, LanguageModel, LiveActivations, write_activations
 from sasa_theory.activations import gather as gather_module
+from sasa_theory.activations.layout import read_manifest
 from synthetic.errors import DataError, Interrupted, UsageError
 from synthetic.source import Dataset, Source
 
@@ -136,10 +138,53 @@ def test_prefix_is_what_the_tokenizer_puts_in_front(models):
 
 def test_long_texts_are_tokenised_in_pieces_without_loss(models, monkeypatch):
     text = "\n".join(sentences(1, 50))
-    whole = list(models["gpt2"]._token_ids(text))
+
+    def token_ids(text):
+        return [token_id for *_, token_id in models["gpt2"]._tokens(text)]
+
+    whole = token_ids(text)
     monkeypatch.setattr("sasa_theory.activations.language_model.PIECE", 97)
-    assert list(models["gpt2"]._token_ids(text)) == whole
-    assert list(models["gpt2"]._token_ids("w1" + " " * 500 + "w2")) == list(models["gpt2"]._token_ids("w1 w2"))
+    assert token_ids(text) == whole
+    assert token_ids("w1" + " " * 500 + "w2") == token_ids("w1 w2")
+
+
+class Counted:
+    """A tokenizer that counts the characters it is given."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.characters = tokenizer, 0
+
+    def __call__(self, text, **options):
+        self.characters += len(text)
+        return self.tokenizer(text, **options)
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+
+@pytest.fixture
+def counted(models, monkeypatch):
+    """The tiny Mistral and the tokenizer that counts for it, in pieces of at most 97 characters."""
+    lm = models["mistral"]
+    monkeypatch.setattr("sasa_theory.activations.language_model.PIECE", 97)
+    monkeypatch.setattr(lm, "tokenizer", Counted(lm.tokenizer))
+    return lm, lm.tokenizer
+
+
+def test_contexts_begin_at_any_place_without_tokenising_what_comes_before(counted):
+    lm, tokenizer = counted
+    texts = [*sentences(1, 30, longest=90), "", "\n".join(sentences(2, 30))]
+    straight = list(lm.contexts(texts))
+    assert {item.place.character for item in straight} != {0}  # documents of several pieces
+    for k, item in enumerate(straight):
+        tokenizer.characters = 0
+        again = list(lm.contexts(texts, item.place))
+        rest = len(texts[item.document]) - item.place.character + sum(map(len, texts[item.document + 1 :]))
+        assert tokenizer.characters == rest
+        assert [(c.number, c.document, c.place) for c in again] == [
+            (c.number, c.document, c.place) for c in straight[k:]
+        ]
+        assert all(torch.equal(one.ids, other.ids) for one, other in zip(again, straight[k:], strict=True))
 
 
 # ---- from text to a store --------------------------------------------------------------------------------------
@@ -396,6 +441,55 @@ def test_live_streams_resume_exactly(models, size, before, stream):
     resumed.load_state_dict(state)
     for _ in range(10):
         assert torch.equal(next(straight), next(resumed))
+
+
+def test_a_live_stream_resumes_without_tokenising_the_text_before(counted):
+    lm, tokenizer = counted
+    texts = sentences(7, 400)
+    data = LiveActivations(lm, texts, "blocks.1.hook_resid_pre", block=10, norm_limit=None)
+    straight = data.batches(16)
+    for _ in range(200):
+        next(straight)
+    state = json.loads(json.dumps(straight.state_dict()))
+    assert state["epoch"] == 0 and state["block"] > 20
+    old = {key: value for key, value in state.items() if key != "place"}  # as checkpoints were before they had one
+    taken = {}
+    for name, one in (("place", state), ("old", old)):
+        resumed = data.batches(16)
+        resumed.load_state_dict(one)
+        tokenizer.characters = 0
+        first = next(resumed)
+        taken[name] = tokenizer.characters
+        rest = [next(resumed) for _ in range(400)]  # over the end of the text
+        if name == "place":
+            expected = [next(straight) for _ in range(401)]
+        assert all(torch.equal(a, b) for a, b in zip([first, *rest], expected, strict=True))
+    assert resumed.state_dict()["epoch"] == 1
+    longest = max(map(len, texts))
+    assert taken["place"] < 12 * longest < 0.4 * sum(map(len, texts)) < taken["old"]
+
+
+def test_a_stopped_store_goes_on_without_tokenising_the_text_before(counted, tmp_path):
+    lm, tokenizer = counted
+    texts = sentences(7, 400)
+
+    def to(name, tokens):
+        tokenizer.characters = 0
+        settings = {"norm_limit": None, "shard_rows": 100, "progress": False}
+        write_activations(lm, "blocks.1.hook_resid_pre", texts, tmp_path / name, tokens, **settings)
+        return tokenizer.characters
+
+    to("straight", 6200)
+    to("extended", 6000)
+    manifest = read_manifest(tmp_path / "extended")
+    shutil.copytree(tmp_path / "extended", tmp_path / "old")
+    shards = tuple(dataclasses.replace(shard, place=None) for shard in manifest.shards)
+    dataclasses.replace(manifest, shards=shards).write(tmp_path / "old")  # as stores were before
+    quick, slow = to("extended", 6200), to("old", 6200)
+    assert quick < 0.2 * slow
+    stores = [ActivationStore(tmp_path / name) for name in ("straight", "extended", "old")]
+    rows = [store.rows(range(len(store))) for store in stores]
+    assert torch.equal(rows[0], rows[1]) and torch.equal(rows[0], rows[2])
 
 
 def test_live_streams_share_out_the_rows(models):
