@@ -23,6 +23,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "sasa": ("sasa", {**GROUPS, "encoder_bias": True}),
     "sasa, all charged": ("sasa", {**GROUPS, "nuclear": 0.02, "penalise": "all"}),
     "topk": ("topk", LATENTS),
+    "abstopk": ("abstopk", LATENTS),
+    "bsf": ("bsf", GROUPS),
     "jumprelu, steered": ("jumprelu", {"n_latents": 80, "target_l0": 4.0, "initial_threshold": 1.5, "bandwidth": 0.5}),
     "sasa, active charged": ("sasa", {**GROUPS, "nuclear": 0.02}),
     "sasa, active decoders charged": ("sasa", {**GROUPS, "nuclear": 0.02, "penalty": "decoder"}),
@@ -30,8 +32,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "matryoshka": ("matryoshka", LATENTS),
 }
 CASES = [(name, path) for name in MODELS for path in ("plain", "compiled")]
-#: of architectures without a compiled step, the plain path is the only one
-CASES = [case for case in CASES if case[1] == "plain" or MODELS[case[0]][0] not in ("jumprelu", "matryoshka")]
+#: JumpReLU has no compiled step
+CASES = [case for case in CASES if case[1] == "plain" or MODELS[case[0]][0] != "jumprelu"]
 #: dead after three batches of eight without firing, so that the auxiliary loss trains from the fourth step on
 SETTINGS = {
     "steps": STEPS,

@@ -4,21 +4,25 @@ import copy
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sasa_theory.models import SASA, build
 from sasa_theory.models.base import Loss, SparseModel
+from sasa_theory.models.codes import Codes
 from sasa_theory.models.compiled import gate
 from sasa_theory.models.compiled.step import CompiledStep
 
 RTOL = 1e-5
+#: the large ones with few units
+RANKS = st.one_of(st.integers(1, 7), st.sampled_from([8, 16, 32]))
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[SparseModel, torch.Tensor, "torch.Tensor | None", float]:
     """A gated model with uneven weights, a batch whose dimensions differ in size, dead units, a penalty scale."""
-    width, units, rank = draw(st.integers(1, 40)), draw(st.integers(1, 60)), draw(st.integers(1, 7))
+    width, rank = draw(st.integers(1, 40)), draw(RANKS)
+    units = draw(st.integers(1, 60 if rank < 8 else 12))
     best = draw(st.integers(1, units))
     aux = draw(st.integers(0, 9))
     kind = draw(st.sampled_from(["sasa", "bsf", "topk", "abstopk", "batchtopk", "matryoshka"]))
@@ -89,8 +93,9 @@ def test_equals_the_plain_step_in_float64(case: tuple[SparseModel, torch.Tensor,
         assert torch.allclose(mine, best, rtol=1e-5, atol=1e-5 * float(best.max()))
         return
     assert close(ours.xhat, plain.xhat, float(plain.xhat.detach().norm()) + float(x.norm()))
-    # where little is left of the rows, what is left is known to the rounding of the rows
-    size = float(plain.total.detach().abs()) + 1e-2 * float(x.square().sum(1).mean())
+    # where little is left of the rows, what is left is known to the rounding of the terms that cancel
+    terms = x.double().abs() + twin.b_dec.abs() + right.abs().flatten(1) @ twin.W_dec.abs()
+    size = float(plain.total.detach().abs()) + 1e-2 * float(terms.detach().square().sum(1).mean())
     for name, part in plain.parts.items():
         assert close(ours.parts[name], part, size)
     assert close(ours.total, plain.total, size)
@@ -101,6 +106,110 @@ def test_equals_the_plain_step_in_float64(case: tuple[SparseModel, torch.Tensor,
             # where a gradient is a small difference of large sums, float32 loses digits: no more than the plain path
             allowed = RTOL * right.norm() + 8 * (theirs - right).norm() + 1e-30
             assert (p.grad.double() - right).norm() <= allowed, name
+
+
+@st.composite
+def tied(draw: st.DrawFn) -> tuple[SparseModel, torch.Tensor, "torch.Tensor | None", float]:
+    """A model and a batch of small integers, whose coefficients are exact; each encoder block is one of a few, or less.
+
+    Decoders are whole numbers too, so that the residual's ties, which decide the auxiliary loss, are exact as well.
+    """
+    kind = draw(st.sampled_from(["sasa", "topk", "abstopk", "batchtopk"]))
+    rank = draw(st.sampled_from([1, 2, 5, 8, 16, 32])) if kind == "sasa" else 1
+    width, units = draw(st.integers(1, 12)), draw(st.integers(2, 24 if rank < 8 else 9))
+    best, aux = draw(st.integers(1, min(4, units - 1))), draw(st.integers(0, 3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    whole = lambda *shape, most=1: torch.randint(-most, most + 1, shape, generator=generator).float()  # noqa: E731
+    pool = whole(draw(st.integers(1, 3)), rank, width)
+    enc = pool[torch.randint(len(pool), (units,), generator=generator)].flatten(0, 1)
+    dec = whole(units, rank, width)
+    if kind == "sasa":
+        # the nuclear norm has one gradient where blocks have full rank
+        sound = rank <= width and all(float(torch.linalg.svdvals(b)[:, -1].min()) > 0.1 for b in (pool, dec))
+        model = build(
+            kind,
+            width_in=width,
+            n_groups=units,
+            group_rank=rank,
+            active_groups=best,
+            nuclear=0.3 if sound else 0.0,
+            penalise=draw(st.sampled_from(["active", "all"])),
+            aux_groups=aux,
+        )
+    else:
+        model = build(kind, width_in=width, n_latents=units, active_latents=best, aux_latents=aux)
+    with torch.no_grad():
+        model.W_enc.copy_(enc.T)
+        model.W_dec.copy_(dec.flatten(0, 1))
+        model.b_dec.copy_(whole(width))
+    # numbers of rows that divide exactly: gradients that cancel to zero are zero
+    x = whole(draw(st.sampled_from([1, 2, 4, 8, 16, 32])), width, most=2)
+    dead = torch.rand(units, generator=generator) < 0.4 if draw(st.booleans()) else None
+    return model, x, dead, draw(st.sampled_from([1.0, 0.25]))
+
+
+def restated(model: SparseModel, x: torch.Tensor, on: torch.Tensor, dead: "torch.Tensor | None", scale: float) -> Loss:
+    """The loss by dense products in x's precision, given which units are on (B, K); ties among the dead go to lower."""
+    form = model.gated_form()
+    assert form is not None
+    n_units, rank = model.n_units, model.rank
+    blocks = lambda pre: (pre.relu() if form.rectify else pre).unflatten(1, (n_units, rank))  # noqa: E731
+    values = blocks((x - model.b_dec) @ model.W_enc + model.b_enc) * on[..., None]
+    xhat = values.flatten(1) @ model.W_dec + model.b_dec
+    parts = {"reconstruction": (x - xhat).square().sum(1).mean()}
+    if form.penalty is not None:
+        assert isinstance(model, SASA)
+        parts["nuclear"] = scale * model.nuclear * model.nuclear_penalty(Codes(None, values, n_units))
+    parts["auxiliary"] = x.new_zeros(())
+    if dead is not None and dead.any() and form.n_aux > 0:
+        residual = (x - xhat).detach()
+        found = blocks(residual @ model.W_enc + model.b_enc)
+        norms = found.detach().square().sum(2).masked_fill(~dead, -1)
+        chosen = norms.argsort(dim=1, descending=True, stable=True)[:, : min(form.n_aux, int(dead.sum()))]
+        kept = torch.zeros_like(norms).scatter_(1, chosen, 1)
+        parts["auxiliary"] = (residual - (found * kept[..., None]).flatten(1) @ model.W_dec).square().sum(1).mean()
+    return Loss(torch.stack(list(parts.values())).sum(), parts, Codes(None, values, n_units), xhat)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much])
+@given(tied())
+def test_with_ties_in_the_gate_loss_and_every_gradient_are_those_of_the_choice(
+    case: tuple[SparseModel, torch.Tensor, "torch.Tensor | None", float],
+) -> None:
+    model, x, dead, scale = case
+    twin, step, form = copy.deepcopy(model).double(), CompiledStep.of(model, adam(model)), model.gated_form()
+    assert step is not None and form is not None
+    # a tie at the gate: of equal norms (exact here), some are on and some are off
+    pre = (x.double() - twin.b_dec) @ twin.W_enc
+    norms = (pre.relu() if form.rectify else pre).detach().unflatten(1, (-1, model.rank)).square().sum(2)
+    ranked = norms.view(1, -1) if form.per_batch else norms
+    wanted = form.n_best * (len(x) if form.per_batch else 1)
+    ordered = ranked.sort(dim=1, descending=True).values
+    level, beyond = ordered[:, wanted - 1], ordered[:, wanted]
+    assume(bool(((level == beyond) & (level > 0)).any()))
+
+    ours = step.gradients(x, dead, scale)
+    index = ours.codes.index
+    assert index is not None
+    on = torch.zeros(len(x), model.n_units + 1, dtype=torch.bool).scatter_(
+        1, index.where(index >= 0, model.n_units), True
+    )
+    on = on[:, :-1]
+    # as many as asked for, but for zeros of the batch's choice; each at least as large as any left out
+    kept = norms.masked_fill(~on, 0).view_as(ranked).sort(dim=1, descending=True).values[:, :wanted]
+    assert torch.equal(kept, ordered[:, :wanted])
+    assert form.per_batch or (on.sum(1) == wanted).all()
+
+    plain = restated(twin, x.double(), on, dead, scale)
+    plain.total.backward()
+    assert close(ours.total, plain.total, float(plain.total.detach().abs()))
+    for name, part in plain.parts.items():
+        assert close(ours.parts[name], part, float(plain.total.detach().abs())), name
+    for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
+        if p.requires_grad:
+            right = torch.zeros_like(q) if q.grad is None else q.grad
+            assert p.grad is not None
+            assert close(p.grad, right, float(right.norm())), name
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
