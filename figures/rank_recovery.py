@@ -76,6 +76,7 @@ def make_world(size: dict[str, Any]) -> World:
         "features": [{**group, "count": size["count"]} for group in spec["features"]],
         "support": {"law": "exact", "active": size["active"]},
         "energy": float(size["active"]),
+        **({"frames": size["frames"]} if "frames" in size else {}),
     }
     return World.from_spec({**spec, **changed})
 
@@ -143,13 +144,18 @@ def planted_places(world: World, merged: bool) -> "list[tuple[int, Tensor]]":
 
 
 def train_from(places: "list[tuple[int, Tensor]]", start: str | bool, world: World, one: Job, context: Context) -> Run:
-    """The job from a given start, kept and resumed like any run; `start` says in its name which one."""
+    """The job from a given start; `start` says which one."""
+    model = Planted(world.width, **one.settings)
+    model.places = places
+    return train_model(model, start, world, one, context)
+
+
+def train_model(model: SASA, start: str | bool, world: World, one: Job, context: Context) -> Run:
+    """The job with a model of its own making, kept and resumed like any run; `start` says in its name which one."""
     text = json.dumps([describe(world, one), "planted", start], sort_keys=True)
     place = context.out / "runs" / hashlib.sha256(text.encode()).hexdigest()[:16]
     done = place / "planted.json"
     if not done.exists():
-        model = Planted(world.width, **one.settings)
-        model.places = places
         source = world.batches(one.training.batch_size, context.device, stream=f"train:{one.training.seed}")
         place.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(model, source, one.training, out=place, device=context.device, deadline=context.deadline)

@@ -8,8 +8,10 @@ Two phase diagrams, again with and without splits: the share found against the l
 and, where all features have FLAT dimensions, against r / d and lam / sigma_d, sigma_d the smallest eigenvalue of a
 feature's own second moment weighted by its rate. C6 wants lam / sigma_d < 2, C3 r >= d.
 
-The start "K-subspaces" is the classical fit of one subspace a row (solvers/ksubspaces.py) to rows that hold two
-features each; "data" takes the decoder's columns from rows.
+The starts on K-subspaces and on block PCA, and the gate noise, are those of recovery_starts.py; the start on data takes
+the decoder's columns from rows. Variants of coherence change the world: its frames have that largest cosine of two
+features' subspaces (random frames have .59); above it all features share a direction, the more
+the higher.
 """
 
 import dataclasses
@@ -17,7 +19,6 @@ import itertools
 from typing import Any
 
 import numpy as np
-from torch import Tensor, from_numpy
 
 from figures.rank_recovery import (
     DIMS,
@@ -28,10 +29,11 @@ from figures.rank_recovery import (
     make_world,
     recovery,
     train_from,
+    train_model,
 )
 from figures.recovery_draw import draw, mean_found, tables
+from figures.recovery_starts import FIT_ROWS, STARTS, NoisyGate
 from figures.registry import Context, Figure, figures
-from sasa_theory.solvers import ksubspaces
 from sasa_theory.training import Job, Run, fit_all
 from synthetic import World
 
@@ -70,7 +72,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "fresh": range(3, 8),
     },
 }
-#: name -> changed settings of model and training, factors of n_groups and of the coefficient
+#: name -> changed settings of model, training and world; factors of n_groups, rate, batch and coefficient; a start
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "no penalty": {"price": 0.0},
@@ -79,16 +81,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no warm-up of the penalty": {"training": {"penalty_warmup_steps": 0}},
     "no revival": {"model": {"aux_groups": 0}},
     "start on data": {"training": {"initialise": "data"}},
+    "start on block PCA": {"start": "block pca"},
     "start on K-subspaces": {"start": "ksubspaces"},
+    "gate noise 0.3": {"noise": 0.3},
+    "gate noise 1": {"noise": 1.0},
+    "no gauge": {"model": {"gauge": False}},
     "rank 8, the largest d": {"model": {"group_rank": max(DIMS)}},
     "2 K groups": {"groups": 2},
     "4 K groups": {"groups": 4},
     "a third of the rate": {"rate": 1 / 3},
     "a quarter of the batch": {"batch": 1 / 4},
     "splits once": {"once": True},
+    "coherence 0.4": {"world": {"frames": {"coherence": 0.4}}},
+    "coherence 0.7": {"world": {"frames": {"coherence": 0.7}}},
+    "coherence 0.8": {"world": {"frames": {"coherence": 0.8}}},
 }
-#: rows that K-subspaces is fitted to, for each group
-FIT_ROWS = 100
 
 
 def variant_job(size: dict[str, Any], name: str, seed: int, splits: bool) -> Job:
@@ -137,12 +144,18 @@ def flat_job(size: dict[str, Any], ratio: float, share: float, steps: int, seed:
     return Job(job.architecture, settings, training)
 
 
-def subspace_places(world: World, size: dict[str, Any], seed: int) -> "list[tuple[int, Tensor]]":
-    """The subspaces that K-subspaces fits to rows of the training stream, one to a group."""
+def train_variant(size: dict[str, Any], name: str, seed: int, splits: bool, context: Context) -> Run:
+    """A variant that the registry does not know: from a start fitted to rows of its stream, or with a noisy gate."""
+    change, world = VARIANTS[name], make_world(size)
+    job = variant_job(size, name, seed, splits)
+    if "noise" in change:
+        model = NoisyGate(world.width, **job.settings)
+        model.gate_noise = change["noise"]
+        return train_model(model, name, world, job, context)
     groups = len(world.dims)
-    rows = next(world.batches(FIT_ROWS * groups, stream=f"train:{seed}")).double().numpy()
-    fitted = ksubspaces.fit(rows, groups, RANK, np.random.default_rng(seed), restarts=1, iterations=30)
-    return [(k * RANK, from_numpy(basis).float()) for k, basis in enumerate(fitted.bases)]
+    rows = next(world.batches(FIT_ROWS * groups, stream=f"train:{seed}"))
+    frames = STARTS[change["start"]](rows, groups, RANK, seed)
+    return train_from([(k * RANK, frame) for k, frame in enumerate(frames)], change["start"], world, job, context)
 
 
 def outcome(one: Run, world: World) -> dict[str, Any]:
@@ -200,7 +213,6 @@ def run(context: Context) -> dict[str, Any]:
 
 
 def _ablation(size: dict[str, Any], names: tuple[str, ...], context: Context) -> list[dict[str, Any]]:
-    world = make_world(size)
     cells = [
         (name, splits, seed)
         for name in names
@@ -208,14 +220,15 @@ def _ablation(size: dict[str, Any], names: tuple[str, ...], context: Context) ->
         for seed in context.seeds
         if splits or not VARIANTS[name].get("once")
     ]
-    drawn = [cell for cell in cells if "start" not in VARIANTS[cell[0]]]
-    found = dict(zip(drawn, _train(world, [variant_job(size, n, s, w) for n, w, s in drawn], context), strict=True))
-    for name, splits, seed in cells:
-        if "start" in VARIANTS[name]:
-            job = variant_job(size, name, seed, splits)
-            places = subspace_places(world, size, seed)
-            trained = train_from(places, VARIANTS[name]["start"], world, job, context)
-            found[name, splits, seed] = outcome(trained, world)
+    found: dict[tuple[str, bool, int], dict[str, Any]] = {}
+    for changed, group in itertools.groupby(cells, lambda cell: VARIANTS[cell[0]].get("world", {})):
+        own, here = {**size, **changed}, list(group)
+        world = make_world(own)
+        plain = [cell for cell in here if not {"start", "noise"} & set(VARIANTS[cell[0]])]
+        found |= dict(zip(plain, _train(world, [variant_job(own, n, s, w) for n, w, s in plain], context), strict=True))
+        for name, splits, seed in here:
+            if (name, splits, seed) not in found:
+                found[name, splits, seed] = outcome(train_variant(own, name, seed, splits, context), world)
     return [{"variant": name, "splits": w, "seed": seed, **found[name, w, seed]} for name, w, seed in cells]
 
 

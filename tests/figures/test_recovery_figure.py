@@ -11,10 +11,14 @@ from joblib import parallel_config
 import figures.recovery as recovery
 from figures import Context, figures
 from figures.rank_recovery import make_world
+from figures.recovery_starts import NoisyGate, block_pca_start
+from sasa_theory.models import SASA
+from sasa_theory.models.compiled import compiled_step
+from synthetic.placement import mutual_coherence
 
 TINY = {
     "size": {"spec": "rank-recovery-192", "width": 48, "count": 1, "active": 1, "steps": 4, "batch": 64},
-    "variants": ("recipe", "start on K-subspaces", "splits once"),
+    "variants": ("recipe", "start on K-subspaces", "gate noise 1", "splits once", "coherence 0.7"),
     "loads": (0.75,),
     "active": (1,),
     "ratios": (1.0,),
@@ -61,7 +65,55 @@ def test_every_variant_changes_the_recipe_and_only_splits_part_with_from_without
         assert with_splits.training.splits > 0 == without.training.splits
         assert dict(with_splits.settings) == dict(without.settings)
         changed = (dict(with_splits.settings), with_splits.training) != (dict(base.settings), base.training)
-        assert changed == (name not in ("recipe", "start on K-subspaces")), name
+        elsewhere = {"start", "noise", "world"} & set(recovery.VARIANTS[name])
+        assert changed == (name != "recipe" and not elsewhere), name
+
+
+def test_variants_of_coherence_have_it():
+    for name, change in recovery.VARIANTS.items():
+        if "world" in change:
+            world = make_world({**SIZE, **change["world"]})
+            found = mutual_coherence(torch.cat(world.frames()), world.dims)[0]
+            assert f"coherence {found:.1f}" == name
+
+
+def test_block_pca_starts_in_features_where_rows_hold_one_each():
+    world = make_world({**TINY["size"], "frames": "orthogonal"})
+    starts = block_pca_start(next(world.batches(1600, stream="train:0")), 8, 10, 0)
+    assert starts.shape == (8, 10, world.width)
+    assert torch.allclose(starts @ starts.mT, torch.eye(10).expand(8, -1, -1), atol=1e-5)
+    for start in starts:
+        held = [float((start @ frame.T).square().sum()) / len(frame) for frame in world.frames()]
+        assert max(held) == pytest.approx(1, abs=1e-5)  # a feature, whole
+
+
+def noisy(noise):
+    model = NoisyGate(24, n_groups=12, group_rank=3, active_groups=2, nuclear=0.01)
+    model.initialise(torch.Generator().manual_seed(0))
+    model.gate_noise = noise
+    return model
+
+
+def chosen(loss):
+    return loss.codes.index.sort(dim=1).values
+
+
+def test_gate_noise_ends_with_the_warm_up_is_repeatable_and_leaves_the_codes_clean():
+    x = torch.randn(200, 24, generator=torch.Generator().manual_seed(1))
+    model, plain = noisy(1.0), SASA.loss(noisy(0.0), x, None, 0.5)
+    first, again = model.loss(x, None, 0.0), model.loss(x, None, 0.0)
+    assert torch.equal(first.codes.index, again.codes.index)
+    moved = [(chosen(model.loss(x, None, scale)) != chosen(plain)).float().mean() for scale in (0.0, 0.9, 1.0)]
+    assert moved[0] > moved[1] > moved[2] == 0
+    values = model.pre_activations(x).unflatten(1, (12, 3))
+    assert torch.equal(first.codes.values, values.gather(1, first.codes.index[..., None].expand(-1, -1, 3)))
+    with torch.no_grad():  # a split is judged without noise, and so is everything outside training
+        assert torch.equal(chosen(model.loss(x, None, 0.0)), chosen(plain))
+    assert torch.equal(model.encode(x).index.sort(dim=1).values, chosen(plain))
+
+
+def test_the_noisy_gate_is_not_trained_by_the_compiled_step():
+    assert compiled_step(noisy(1.0), torch.optim.Adam(noisy(1.0).parameters())) is None
 
 
 def cell(variant, splits, found, seed=0):
@@ -87,7 +139,7 @@ def test_tiny_run_round_trip_and_drawing(tmp_path, monkeypatch):
         again = figures["recovery"].run(Context("standard", (0,), tmp_path))
     assert again["numbers"] == measured["numbers"]
     read_back = json.loads(json.dumps(measured, allow_nan=False))
-    assert len(read_back["numbers"]["ablation"]) == 2 + 2 + 1
+    assert len(read_back["numbers"]["ablation"]) == 2 + 2 + 2 + 1 + 2
     assert all(len(read_back["numbers"][name]) == 1 for name in ("by_load", "by_rank"))
     assert all(len(row) == len(t["columns"]) for t in read_back["tables"] for row in t["rows"])
     figures["recovery"].draw(read_back)["figure"].savefig(tmp_path / "picture.png", dpi=40)
