@@ -3,7 +3,7 @@
 from typing import Any
 
 from figures.splitting_recipe import BLOCKS, SASAS, VECTORS
-from figures.splitting_tables import REFERENCES, label, mean
+from figures.splitting_tables import REFERENCES, label, mean, off_budget, shown
 
 COLOURS = {
     "relu": "#cc79a7",
@@ -13,7 +13,7 @@ COLOURS = {
     "jumprelu": "#b8860b",
     "gated": "#9467bd",
     "matryoshka": "#7f7f7f",
-    **dict(zip(SASAS, ("#0072b2", "#56b4e9", "#1f4e79", "#8fc1e3"), strict=True)),
+    **dict(zip(SASAS, ("#0072b2", "#56b4e9", "#1f4e79", "#8fc1e3", "#7b3294"), strict=True)),
     **dict(zip(BLOCKS, ("#009e73", "#2ca02c", "#98c379"), strict=True)),
     "planted truth": "#000000",
     "PCA": "#444444",
@@ -42,18 +42,19 @@ def _picture(numbers: dict[str, Any], budget: str) -> Any:
     axes = picture.subplots(3, len(energies), sharex=True, squeeze=False)
     named: dict[str, Any] = {}
     for column, energy in enumerate(energies):
-        models = {**numbers["results"][energy][budget], **numbers[REFERENCES][energy]}
+        models = shown(numbers, energy, budget)
+        off = {name for name, seeds in models.items() if off_budget(numbers, budget, name, seeds)}
         counts, excess, recovered = axes[:, column]
         for ax, quantity in ((counts, "units"), (excess, "excess_units")):
             for name, seeds in models.items():
-                _line(ax, numbers["dims"], mean(seeds, quantity), name)
+                _line(ax, numbers["dims"], mean(seeds, quantity), name, faint=name in off)
             for factor, text in ((1, "a basis, d"), (2, "a basis and its opposite, 2 d")):
                 bases = [factor * d for d in numbers["dims"]]
                 ax.plot(numbers["dims"], bases, color="0.3", lw=5, alpha=0.3 / factor, label=text)
             ax.set(yscale="log")
             ax.yaxis.set_major_formatter("{x:g}")
         for name, seeds in models.items():
-            _line(recovered, numbers["dims"], mean(seeds, "alone"), name)
+            _line(recovered, numbers["dims"], mean(seeds, "alone"), name, faint=name in off)
         if budget in numbers["ceilings"]:
             ceilings = numbers["ceilings"][budget]
             recovered.fill_between(numbers["dims"], ceilings, 1.02, color="0.75", alpha=0.6, lw=0, label="barred by A3")
@@ -70,13 +71,15 @@ def _picture(numbers: dict[str, Any], budget: str) -> Any:
     place = {"loc": "outside lower center", "ncols": 3 * len(energies), "fontsize": 9, "frameon": False}
     picture.legend(named.values(), named.keys(), **place)
     active = numbers["active"].get(budget)
-    picture.suptitle(f"Budget: {budget}" + (f", {active} active columns of {numbers['columns']:,}" if active else ""))
+    said = f"Budget: {budget}" + (f", {active} active columns of {numbers['columns']:,}" if active else "")
+    picture.suptitle(f"{said} (dotted: off budget)")
     return picture
 
 
-def _line(ax: Any, dims: list[int], values: list[float | None], name: str) -> None:
+def _line(ax: Any, dims: list[int], values: list[float | None], name: str, faint: bool = False) -> None:
     held = [(d, v) for d, v in zip(dims, values, strict=True) if v is not None and v > -10]
     style = {"ls": DASHES[name], "lw": 1.8} if name in DASHES else {"marker": MARKERS[name], "ms": 4, "lw": 1.2}
+    style |= {"ls": ":"} if faint else {}
     ax.plot([d for d, _ in held], [v for _, v in held], color=COLOURS[name], alpha=0.9, label=label(name), **style)
 
 

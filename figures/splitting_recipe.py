@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from figures.rank_recovery import SPLITS
 from figures.tuning import Recipe, best, harmless, run_grid
 from sasa_theory.bounds import log_binomial
 from sasa_theory.training import Job, TrainSettings
@@ -41,19 +42,25 @@ BUDGETS = ("columns", "bits", "units")
 #: codes of either sign; the others take two opposite atoms for a direction
 SIGNED = ("abstopk",)
 VECTORS = ("relu", "topk", "abstopk", "batchtopk", "jumprelu", "gated", "matryoshka")
+WITH_SPLITS = "sasa, with splits"
 #: SASA with the tuned nuclear coefficient and with 0, each with and without the revival of silent groups
 SASAS = {
     "sasa": ("tuned", True),
     "sasa, coefficient 0": ("zero", True),
     "sasa, no revival": ("tuned", False),
     "sasa, as published": ("zero", False),
+    WITH_SPLITS: ("tuned", True),
 }
 BLOCKS = ("bsf", "grassmannian", "grouplasso")
+#: their runs are the same under every budget, and "bits" and "units" are matched to them
+GROUPED = ("sasa", WITH_SPLITS, "bsf")
 MODELS = (*VECTORS, *SASAS, *BLOCKS)
 #: steered by a penalty; the others are told how many units may be on
 PENALISED = ("relu", "jumprelu", "gated", "grouplasso")
 PUBLISHED_COEFFICIENTS = {"relu": 0.03, "gated": 0.06, "jumprelu": 1.0}
 
+#: share of the steps over which SASA's penalty is raised
+WARM = 1 / 4
 SEED = 100
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 #: shares of the upper edge of C6's window for the weakest directions (d = 16, energy "total")
@@ -148,8 +155,8 @@ def model_settings(model: str, size: Size, budget: str, nuclear: float = 0.0) ->
     return model, {"n_latents": size.columns, "aux_latents": active, **gate}
 
 
-def train_settings(size: Size, seed: int, lr: float, warm: bool = False) -> TrainSettings:
-    """What all have in common; `warm` raises the nuclear penalty over the first quarter.
+def train_settings(size: Size, seed: int, lr: float, warm: float = 0.0, splits: int = 0) -> TrainSettings:
+    """What all have in common; the nuclear penalty is raised over the share `warm` of the steps.
 
     Without it groups settle before they have found a feature each. A coefficient that is steered has no use for it.
     """
@@ -159,7 +166,8 @@ def train_settings(size: Size, seed: int, lr: float, warm: bool = False) -> Trai
         lr=lr,
         decay_fraction=0.3,
         dead_window=30 * size.batch,
-        penalty_warmup_steps=size.steps // 4 if warm else 0,
+        penalty_warmup_steps=int(size.steps * warm),
+        splits=splits,
         log_every=max(1, size.steps // 40),
         checkpoint_every=10_000,
         seed=seed,
@@ -171,7 +179,9 @@ def job(model: str, size: Size, budget: str, seed: int) -> Job:
     found = recipe()
     lr = found["chosen"][budget]["sasa" if model in SASAS else model]
     architecture, settings = model_settings(model, size, budget, found["nuclear"])
-    return Job(architecture, settings, train_settings(size, seed, lr, warm=architecture == "sasa"))
+    if model == WITH_SPLITS:  # the recipe of figure `recovery`
+        return Job(architecture, settings, train_settings(size, seed, lr, warm=1 / 2, splits=SPLITS))
+    return Job(architecture, settings, train_settings(size, seed, lr, warm=WARM if architecture == "sasa" else 0.0))
 
 
 def published_job(model: str, size: Size, seed: int) -> Job:
@@ -194,7 +204,7 @@ def search(out: Path) -> dict[str, Any]:
     jobs, named = [], []
     for budget, model, lr, nuclear in cells:
         architecture, settings = model_settings(model, SEARCH, budget, nuclear)
-        jobs.append(Job(architecture, settings, train_settings(SEARCH, SEED, lr, warm=model == "sasa")))
+        jobs.append(Job(architecture, settings, train_settings(SEARCH, SEED, lr, WARM if model == "sasa" else 0.0)))
         named.append({"budget": budget, "model": model, "lr": lr, "nuclear": nuclear})
     grid = run_grid(world, named, jobs, out, 10_000)
     return {"size": dataclasses.asdict(SEARCH), "seed": SEED, **choose(grid), "grid": grid}

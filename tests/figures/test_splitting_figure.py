@@ -9,6 +9,7 @@ import torch
 from joblib import parallel_config
 
 import figures.splitting as e2
+import figures.splitting_findings as said
 import figures.splitting_measures as measures
 import figures.splitting_recipe as tuning
 import figures.splitting_tables as shown
@@ -140,6 +141,8 @@ def test_every_job_can_be_built_at_its_budget(model, budget, tuned):
         tuned_coefficient, revived = SASAS[model]
         assert (one.settings["nuclear"] > 0) == (tuned_coefficient == "tuned")
         assert (one.settings["aux_groups"] > 0) == revived
+        assert (one.training.splits > 0) == (model == tuning.WITH_SPLITS)
+        assert one.training.penalty_warmup_steps == int(SMALL.steps * (0.5 if one.training.splits else 0.25))
 
 
 def test_the_published_settings_have_their_coefficients_and_no_revival():
@@ -190,7 +193,7 @@ def study():
 def test_tiny_run_round_trip_and_drawing(tuned, study, tmp_path, monkeypatch):
     load_all()
     monkeypatch.setitem(e2.STUDIES, "standard", study)
-    for module in (e2, tuning, shown):  # one of each kind: the rest differ in training only
+    for module in (e2, tuning, shown, said):  # one of each kind: the rest differ in training only
         monkeypatch.setattr(module, "VECTORS", ("topk", "relu"))
     monkeypatch.setattr(e2, "MODELS", ("topk", "relu", "sasa", "sasa, as published", "bsf"))
     context = Context("standard", (0,), tmp_path)
@@ -199,9 +202,16 @@ def test_tiny_run_round_trip_and_drawing(tuned, study, tmp_path, monkeypatch):
         measured = figure.run(context)
     read_back = json.loads(json.dumps(measured, allow_nan=False))
     assert {f["sentence"] for f in read_back["findings"]} == {"splitting", "covering", "collinear"}
-    assert set(read_back["numbers"]["results"]["total"]["units"]) == {"topk", "relu"}
+    numbers = read_back["numbers"]
+    assert set(numbers["results"]["total"]["units"]) == {"topk", "relu"}
     titles = [t["title"] for t in read_back["tables"]]
-    assert len(titles) == len(set(titles)) == 8
+    assert len(titles) == len(set(titles)) == 11
+    named = {t["title"]: [row[0] for row in t["rows"]] for t in read_back["tables"]}
+    # the groups that single columns are matched to stand beside them
+    assert {"SASA", "BSF"} <= set(named["Fit: energy total, budget units"])
+    assert len(named["Trained twice as long"]) == 5 and numbers["doubled"]["steps"] == [3, 6]
+    for name, (one, twice) in numbers["doubled"]["models"].items():
+        assert one == numbers["results"]["total"]["columns"][name][0] and twice["unexplained"] != one["unexplained"]
     assert all(len(row) == len(t["columns"]) for t in read_back["tables"] for row in t["rows"])
     pictures = figure.draw(read_back)
     assert set(pictures) == {"figure", "budget-units", "covering"}
@@ -216,10 +226,12 @@ def test_tiny_run_round_trip_and_drawing(tuned, study, tmp_path, monkeypatch):
     assert again["units"] == read_back["numbers"]["results"]["total"]["columns"]["topk"][0]["units"]
 
 
-def test_a_quick_run_decides_nothing():
+@pytest.fixture
+def made_up():
+    """(numbers, the measures, the law) that all dictionaries share; with 20 d + 1 units everywhere."""
     d = list(tuning.DIMS)
-    cell = {"excess_units": [1.0 + 20 * v for v in d], "cosine": [0.99] * 8}
-    cell["covering"] = [{"atoms": [float(v + 1) for v in d], "whole": [1.0] * 8}]
+    cell = {"excess_units": [1.0 + 20 * v for v in d], "cosine": [0.99] * 8, "least_cosine": [0.5] * 8}
+    cell |= {"covering": [{"atoms": [float(v + 1) for v in d], "whole": [1.0] * 8}], "l0_columns": 32.0}
     law = {"excess_units": {"decision": "exponential"}}
     numbers = {
         "dims": d,
@@ -227,14 +239,46 @@ def test_a_quick_run_decides_nothing():
         "active": {"columns": 32},
         "results": {"total": {"columns": {name: [cell] for name in MODELS}}},
         "laws": {"total": {"columns": dict.fromkeys(MODELS, law)}},
+        "doubled": None,
     }
-    assert {f["status"] for f in shown.findings(numbers, decided=False)} == {"undecided"}
-    assert {f["status"] for f in shown.findings(numbers, decided=True)} == {"supported"}
+    return numbers, cell, law
+
+
+def test_findings_follow_the_numbers_and_a_quick_run_decides_nothing(made_up):
+    numbers, cell, law = made_up
+    assert {f["status"] for f in said.findings(numbers, decided=False)} == {"undecided"}
+    assert {f["status"] for f in said.findings(numbers, decided=True)} == {"supported"}
     law["excess_units"]["decision"] = "polynomial"
-    assert shown.findings(numbers, decided=True)[0]["status"] == "needs an assumption"
-    cell["excess_units"] = [float(v) for v in d]
-    cell["covering"][0]["atoms"] = [float(v) for v in d]
-    assert [f["status"] for f in shown.findings(numbers, decided=True)][:2] == ["refuted", "needs an assumption"]
+    assert said.findings(numbers, decided=True)[0]["status"] == "needs an assumption"
+    cell["excess_units"] = [float(v) for v in numbers["dims"]]
+    cell["covering"][0]["atoms"] = [float(v) for v in numbers["dims"]]
+    assert [f["status"] for f in said.findings(numbers, decided=True)][:2] == ["refuted", "needs an assumption"]
+
+
+def test_a_dictionary_off_its_budget_is_marked_and_no_part_of_a_finding(made_up):
+    numbers, cell, _ = made_up
+    results = numbers["results"]["total"]["columns"]
+    few = {**cell, "excess_units": [1.0] * 8, "cosine": [0.1] * 8}
+    results["jumprelu"] = [few]
+    assert [f["status"] for f in said.findings(numbers, decided=True)][::2] == ["needs an assumption"] * 2
+    results["jumprelu"] = [{**few, "l0_columns": 16.5}]
+    assert shown.off_budget(numbers, "columns", "jumprelu", results["jumprelu"])
+    assert not shown.off_budget(numbers, "columns", "topk", results["topk"])
+    assert not shown.off_budget(numbers, "columns", "K-lines", [{"l0_columns": 1.0}])
+    found = said.findings(numbers, decided=True)
+    assert {f["status"] for f in found} == {"supported"} and "off budget: JumpReLU" in found[0]["text"]
+
+
+def test_a_conclusion_that_longer_training_changes_is_none(made_up):
+    numbers, cell, _ = made_up
+    models = {name: [cell, cell] for name in MODELS}
+    laws = {name: [{"decision": "exponential"}] * 2 for name in MODELS}
+    numbers["doubled"] = {"seed": 0, "steps": [1600, 3200], "models": models, "laws": laws}
+    found = said.findings(numbers, decided=True)[0]
+    assert found["status"] == "supported" and "the conclusion stays" in found["text"]
+    laws["topk"] = [{"decision": "exponential"}, {"decision": "polynomial"}]
+    found = said.findings(numbers, decided=True)[0]
+    assert found["status"] == "undecided" and "changes from supported to needs an assumption" in found["text"]
 
 
 def test_the_command_line_lists_it_and_sentences_point_to_it(capsys):
