@@ -66,14 +66,14 @@ def floyd(draw: ndarray, roots: ndarray, ascending: bool) -> tuple[ndarray, ndar
 
 @exact
 def cells(row: ndarray, hits: ndarray, rows: int) -> tuple[ndarray, ndarray]:
-    """Distinct (row, column) cells sorted by row and then by column; `row` lists hits[0] of column 0, and so on."""
+    """Distinct (row, column) cells, int32, sorted by row and then by column; `row` lists hits[0] of column 0, etc."""
     starts = np.zeros(rows + 1, np.int64)
     for r in row:
         starts[np.uint64(r) + ONE] += 1  # unsigned: an index that may be negative is looked at first, in half the time
     for r in range(rows):
         starts[r + 1] += starts[r]
     free = starts[:rows].copy()
-    columns = np.empty(len(row), np.int64)
+    columns = np.empty(len(row), np.int32)
     i = 0
     for column in range(len(hits)):
         for _ in range(hits[column]):
@@ -81,7 +81,7 @@ def cells(row: ndarray, hits: ndarray, rows: int) -> tuple[ndarray, ndarray]:
             columns[np.uint64(free[r])] = column
             free[r] += 1
             i += 1
-    to_row, to_column = np.empty(len(row), np.int64), np.empty(len(row), np.int64)
+    to_row, to_column = np.empty(len(row), np.int32), np.empty(len(row), np.int32)
     n = 0
     for r in range(rows):
         before = -1
@@ -101,7 +101,7 @@ def hopeful(
     `bound` is at least Phi on each of its cells [k, k + 1) / 64 - 8, the first and the last without end: most cells
     are turned away without a Phi of their own.
     """
-    to_row, to_column = np.empty(len(row), np.int64), np.empty(len(row), np.int64)
+    to_row, to_column = np.empty(len(row), np.int32), np.empty(len(row), np.int32)
     to_u, score = np.empty(len(row), np.float32), np.empty(len(row), np.float32)
     n, last = 0, np.float32(len(bound) - 1)
     for i in range(len(row)):
@@ -197,10 +197,11 @@ def magnitudes(laws: ndarray, feature: ndarray, normal: ndarray, flat: ndarray) 
 
 @exact
 def scale(feature: ndarray, scales: ndarray, flat: ndarray) -> None:
-    """flat[i] *= scales[feature[i]]."""
+    """flat[i] *= scales[feature[i]], rounded to float32 first."""
     for i in range(len(feature)):
+        factor = np.float32(scales[feature[i]])
         for k in range(flat.shape[1]):
-            flat[i, k] *= scales[feature[i]]
+            flat[i, k] *= factor
 
 
 @exact

@@ -262,7 +262,8 @@ class Sphere(Manifold):
         return z, theta
 
     def points(self, n: int, generator: torch.Generator) -> "Float[Tensor, 'n d']":
-        return torch.nn.functional.normalize(torch.randn(n, self.dim, generator=generator), dim=1)
+        z = torch.randn(n, self.dim, generator=generator)
+        return z / torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min_(1e-12)
 
     def moments(self) -> tuple[Sequence[float], float]:
         return [0.0] * self.dim, 1.0

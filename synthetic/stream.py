@@ -60,15 +60,13 @@ class WorldStream:
         return self
 
     def __next__(self) -> "Float[Tensor, 'B D']":
-        with one_thread():
-            x = self.world.rows(self.size, self._generator, self.device)
+        x = self.world.rows(self.size, self._generator, self.device)
         self.position += 1
         return x
 
     def batch(self) -> Batch:
         """The next rows with their truth."""
-        with one_thread():
-            batch = self.world.sample(self.size, self._generator, self.device)
+        batch = self.world.sample(self.size, self._generator, self.device)
         self.position += 1
         return batch
 

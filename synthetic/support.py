@@ -118,7 +118,7 @@ class Support:
             row, feature = self._copula(rows, generator)
         elif len(self._own):
             row, root = _cells(self._own, rows, generator)
-            feature = self._roots[root]
+            row, feature = row.long(), self._roots[root]
         else:
             row = feature = torch.zeros(0, dtype=torch.int64)
         found = [(row, feature)]
@@ -195,7 +195,8 @@ def _cells(rates: "Float[Tensor, ' m']", rows: int, generator: torch.Generator) 
         return (torch.rand(rows, len(rates), generator=generator) < rates).nonzero(as_tuple=True)  # type: ignore[return-value]
     intensity = -torch.log1p(-rates.clamp_max(1 - 1e-16))
     hits = torch.poisson(intensity * rows, generator=generator).long()
-    row = torch.randint(0, rows, (int(hits.sum()),), generator=generator)
+    # 32 bits here and in what follows: half of the memory to go through, and the same numbers
+    row = torch.randint(0, rows, (int(hits.sum()),), generator=generator, dtype=torch.int32)
     found, column = loops.cells(row.numpy(), hits.numpy(), rows)
     return torch.from_numpy(found), torch.from_numpy(column)
 
