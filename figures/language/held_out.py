@@ -2,8 +2,10 @@
 
 Held out are every 20th context, and all contexts beyond the end of a store. Words of a concept are rare in both, so
 `with_words` adds contexts that hold one; tokens of the concept are then more frequent than in the text as it is.
+Rows that are in no store are kept in a nameless file below OUT: a million rows of 4,096 would take 16 GB of memory.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +23,8 @@ from sasa_theory.concepts.matching import match
 
 #: rows read at a time
 PART = 4096
+#: contexts run, and rows of theirs held in memory, at a time
+RUN = 64
 #: tokens of text, from its beginning, that are searched for words
 SEARCHED = 4_000_000
 
@@ -120,15 +124,23 @@ def _unseen(study: Study) -> Iterator[Context]:
 
 
 def _run(study: Study, contexts: list[Context]) -> HeldOut:
-    """The kept rows of these contexts, from a pass of the model."""
+    """The kept rows of these contexts, from a pass of the model, on disk (module docstring)."""
     hook = study.configuration.hook
-    chunk = Chunk.of(contexts, study.language_model.run_contexts(contexts, hook, batch_tokens=4096))
-    keep, _ = study.ordinary().keep(chunk.tokens, torch.linalg.vector_norm(chunk.rows, dim=1))
-    rows = chunk.rows[keep]
+    columns: list[list[np.ndarray]] = [[], [], [], []]
+    study.context.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=study.context.out) as file:
+        for start in range(0, len(contexts), RUN):
+            group = contexts[start : start + RUN]
+            chunk = Chunk.of(group, study.language_model.run_contexts(group, hook, batch_tokens=4096))
+            keep, _ = study.ordinary().keep(chunk.tokens, torch.linalg.vector_norm(chunk.rows, dim=1))
+            chunk.rows[keep].numpy().tofile(file)
+            for kept, column in zip(
+                columns, (chunk.tokens, chunk.contexts, chunk.positions, chunk.documents), strict=True
+            ):
+                kept.append(column[keep].numpy())
+        tokens, places, positions, documents = (np.concatenate(parts) for parts in columns)
+        # the map outlives the file's handle
+        on_disk = np.memmap(file, np.float32, "r", shape=(len(tokens), chunk.rows.shape[1]))
     return HeldOut(
-        chunk.tokens[keep].numpy(),
-        chunk.contexts[keep].numpy(),
-        chunk.positions[keep].numpy(),
-        chunk.documents[keep].numpy(),
-        lambda start, end: rows[start:end],
+        tokens, places, positions, documents, lambda start, end: torch.from_numpy(np.array(on_disk[start:end]))
     )

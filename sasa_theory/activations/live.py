@@ -104,6 +104,7 @@ class LiveStream:
         while self._rows is None or (self._batch + 1) * self.size > len(self._rows):
             if self._rows is not None:
                 self._block, self._batch, self._place = self._block + 1, 0, None
+                self._rows = None  # or two blocks are in memory while the next is shuffled
             self._rows = self._next_block()
             if self._rows is None:
                 ends += 1
@@ -160,11 +161,12 @@ class LiveStream:
         self._place = group[0].place
         chunk = Chunk.of(group, self.data.model.run_contexts(group, self.data.hook))
         keep, _ = self.data.filter().keep(chunk.tokens, torch.linalg.vector_norm(chunk.rows, dim=1))
-        rows = chunk.rows[keep]
+        kept = keep.nonzero()[:, 0]
+        words = [self.seed, SEEDS[self.name], self.order, self._epoch, self._block]
+        rows = chunk.rows[kept[torch.from_numpy(np.random.default_rng(words).permutation(len(kept)))]]
         if not bool(torch.isfinite(rows).all()):
             raise DataError(f"hidden states of {self.data.model.name} at {self.data.hook} hold NaN or Inf")
-        words = [self.seed, SEEDS[self.name], self.order, self._epoch, self._block]
-        return rows[torch.from_numpy(np.random.default_rng(words).permutation(len(rows)))]
+        return rows
 
     def _mine(self, number: int) -> bool:
         return (number % EVAL_EVERY == EVAL_EVERY - 1) == (self.name == "eval")

@@ -201,7 +201,7 @@ def test_units_behind_a_concept_and_redundant_directions(tmp_path, planted):
         assert row["ratio"] < 1.5
 
 
-def test_contexts_with_words_are_held_out_and_new(tmp_path):
+def test_contexts_with_words_are_held_out_and_new(tmp_path, monkeypatch):
     study = PlantedStudy(Context("standard", (0,), tmp_path))
     seen = held_out(study, 480)
     assert len(seen) == 480
@@ -209,6 +209,11 @@ def test_contexts_with_words_are_held_out_and_new(tmp_path):
     more = with_words(study, [concept("weekday")], 30, seen)
     assert not set(more.contexts) & set(seen.contexts)
     assert (more.contexts % 20 == 19).all()
+    monkeypatch.setattr("figures.language.held_out.RUN", 3)  # rows come from disk in the order they were run
+    in_pieces = with_words(study, [concept("weekday")], 30, seen)
+    assert np.array_equal(in_pieces.tokens, more.tokens) and len(np.unique(more.contexts)) > 6
+    torch.testing.assert_close(torch.cat(list(in_pieces.parts())), torch.cat(list(more.parts())))
+    assert not list(tmp_path.iterdir())
     whole = seen.and_then(more)
     parts = torch.cat(list(whole.parts()))
     assert parts.shape == (len(seen) + len(more), WIDTH)
