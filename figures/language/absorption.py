@@ -70,7 +70,7 @@ def run(context: Context) -> dict[str, Any]:
 def _states(study: Study) -> tuple[WordStates, dict[str, int]]:
     """The states at words, gathered once for a model, hook and number of words."""
     made, per_letter = study.configuration, PER_LETTER[study.context.profile]
-    described = repr((made.model, made.dtype, made.hook, made.context, per_letter))
+    described = repr((made.model, made.dtype, made.hook, made.context, per_letter, made.prepend_bos))
     place = study.context.out / "first-letter" / f"{hashlib.sha256(described.encode()).hexdigest()[:16]}.npz"
     chosen = words(study.language_model.tokenizer, per_letter)
     if place.is_file():

@@ -138,6 +138,9 @@ class Configuration:
             sizes = {
                 "n_latents": self.columns,
                 "target_l0": float(l0),
+                # about what one more latent explains of E||x||^2 = D: from the default, a hundredth, a coefficient
+                # that moves by at most 1 % a step would not get there in a short training
+                "coefficient": round(width / (20 * l0), 4),
                 "initial_threshold": round(max(threshold, 0.05), 4),
                 "bandwidth": 0.5,
                 "aux_latents": l0,

@@ -8,12 +8,12 @@ from figures.language.concepts_draw import COLOURS, LABELS
 from figures.registry import spread, table
 
 PANELS = (
-    ("l0", "explained_variance", "L0 (columns)", "explained variance (higher better)"),
+    ("measured_l0", "explained_variance", "L0 (columns)", "explained variance (higher better)"),
     ("bits", "explained_variance", "bits a token", "explained variance (higher better)"),
-    ("l0", "ce", "L0 (columns)", "CE score (higher better)"),
+    ("measured_l0", "ce", "L0 (columns)", "CE score (higher better)"),
     ("bits", "kl", "bits a token", "KL score (higher better)"),
-    ("l0", "dead", "L0 (columns)", "silent units (lower better)"),
-    ("l0", "decoder_cosine", "L0 (columns)", "mean largest |cosine| of decoder rows"),
+    ("measured_l0", "dead", "L0 (columns)", "silent units (lower better)"),
+    ("measured_l0", "decoder_cosine", "L0 (columns)", "mean largest |cosine| of decoder rows"),
 )
 #: GPT-2 small at L0 60, an independent run of the published checkpoint (THEORY.md E4): SASA / an SAE of twice the width
 PUBLISHED = {"CE": ".966 / .979", "KL": ".967 / .978", "explained variance": ".988 / .991", "cosine": ".258 / .557"}
@@ -48,6 +48,7 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
                     spread([one["ce"] for one in runs], 4),
                     f"{low:.4f} to {high:.4f}",
                     spread([one["kl"] for one in runs], 4),
+                    spread([one["loss"] for one in runs], 3),
                     spread([one["dead"] for one in runs], 3),
                     spread([one["rank90"] for one in runs], 2),
                     spread([one["decoder_cosine"] for one in runs], 3),
@@ -55,8 +56,8 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
                 ]
             )
     columns = ["L0", "dictionary", "explained variance (higher better)", "cosine", "measured L0", "bits a token"]
-    columns += ["CE score (higher better)", "CE 95 %", "KL score (higher better)", "silent share", "mean rank"]
-    columns += ["mean largest |cosine| of decoder rows", "seconds"]
+    columns += ["CE score (higher better)", "CE 95 %", "KL score (higher better)", "spliced loss", "silent share"]
+    columns += ["mean rank", "mean largest |cosine| of decoder rows", "seconds"]
     left = ", ".join(f"{count} {why}" for why, count in numbers["left"].items()) or "none"
     note = (
         f"Mean ± standard deviation over seeds. {numbers['predictions']} spliced predictions; loss "
@@ -66,17 +67,29 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
         + ", ".join(f"{key} {value}" for key, value in PUBLISHED.items())
     )
     gaps = [
-        [g["l0"], LABELS[g["best"]], *_with(g["at_l0"]), g["bits"], _label(g["best_at_bits"]), *_with(g["at_bits"])]
+        [
+            g["l0"],
+            LABELS[g["best"]],
+            *_with(g["at_l0"]),
+            g["bits"],
+            _label(g["best_at_bits"]),
+            *_with(g["at_bits"]),
+            LABELS[g["best_ce"]],
+            *_with(g["ce_at_l0"]),
+        ]
         for g in numbers["gaps"]
     ]
     return [
         table("Dictionaries at matched L0", columns, rows, note),
         table(
-            "SASA less the best of TopK, BatchTopK and Matryoshka, explained variance",
-            ["L0", "best", "at equal L0", "95 %", "SASA's bits", "best at these bits", "at equal bits", "95 %"],
+            "SASA less the best of TopK, BatchTopK and Matryoshka: explained variance, and CE score",
+            [
+                *("L0", "best", "at equal L0", "95 %", "SASA's bits", "best at these bits", "at equal bits", "95 %"),
+                *("best CE", "CE score", "CE 95 %"),
+            ],
             gaps,
-            "Blocks of 512 held-out rows drawn again, seeds averaged. At equal bits a dictionary is left out whose "
-            "fewest bits are more than SASA's.",
+            "Blocks of 512 held-out rows (CE: contexts) drawn again, seeds averaged. At equal bits a dictionary is "
+            "left out whose fewest bits are more than SASA's.",
         ),
         table(
             "Learning rates tried on half of the tokens",
@@ -94,7 +107,7 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def draw(result: dict[str, Any]) -> dict[str, Any]:
-    """Six panels, a line for each architecture, a point for each seed."""
+    """Six panels, a line for each architecture, a point for each seed where it was measured."""
     from matplotlib.figure import Figure as Picture
 
     numbers = result["numbers"]
@@ -107,8 +120,8 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
             ax.plot(*zip(*points, strict=True), "-", color=colour, lw=2.4 if wide else 1.4, label=LABELS[name])
             for seeds in runs:
                 ax.plot([r[x] for r in seeds], [r[y] for r in seeds], "s" if wide else "o", color=colour, ms=4)
-        ax.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if x == "l0" else "linear")
-        if x == "l0":
+        ax.set(xlabel=xlabel, ylabel=ylabel, xscale="linear" if x == "bits" else "log")
+        if x != "bits":
             ax.set_xticks(numbers["l0"], [str(l0) for l0 in numbers["l0"]])
             ax.minorticks_off()
         ax.grid(alpha=0.2)

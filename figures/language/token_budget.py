@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from figures.language.blocks import BLOCK, BlockErrors, whole_blocks
 from figures.language.configuration import BASELINES
-from figures.language.matched_budget import BLOCK, BlockErrors, whole_blocks
 from figures.language.study import NEEDS, OPTIONS, Study
 from figures.registry import Context, Figure, figures, table
 from sasa_theory.evaluation import ExplainedVariance
