@@ -212,7 +212,8 @@ def test_contexts_with_words_are_held_out_and_new(tmp_path, monkeypatch):
     monkeypatch.setattr("figures.language.held_out.RUN", 3)  # rows come from disk in the order they were run
     in_pieces = with_words(study, [concept("weekday")], 30, seen)
     assert np.array_equal(in_pieces.tokens, more.tokens) and len(np.unique(more.contexts)) > 6
-    torch.testing.assert_close(torch.cat(list(in_pieces.parts())), torch.cat(list(more.parts())))
+    both = (torch.cat(list(one.parts())) for one in (in_pieces, more))
+    torch.testing.assert_close(*both, rtol=0, atol=0.1)  # states carry noise of 0.01, drawn anew
     assert not list(tmp_path.iterdir())
     whole = seen.and_then(more)
     parts = torch.cat(list(whole.parts()))
