@@ -6,7 +6,8 @@ auxiliary loss are switched on where they are not the default. All see the same 
 dead is forced, the same random share for everyone, since no trainer runs long enough here for units to die.
 
 sparsify's loop has no step that can be called (it hooks a language model), so its order of calls is repeated here
-around its own SparseCoder; it does not clip. Peers are imported where they are used.
+around its own SparseCoder; it does not clip. Peers are imported where they are used. Where a penalty decides how many
+columns are on (relu, gated, jumprelu, group lasso), biases or thresholds begin where L0 is the setting's, for everyone.
 """
 
 import importlib
@@ -20,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from benchmarks.published_sasa import PublishedSASA, PublishedTrainer
@@ -31,6 +32,8 @@ from synthetic.errors import UsageError
 Step = Callable[[], object]
 #: batches that every contender goes round and round
 BATCHES = 3
+#: rows on which L0 is set where a penalty decides it
+SAMPLE = 256
 
 
 @dataclass(frozen=True)
@@ -94,20 +97,42 @@ def ours(architecture: str, bench: Bench, compiled: bool = True, **changes: Any)
     """One step of our Trainer; not `compiled`: in torch operations alone, as without numba."""
     at = bench.setting
     sizes: dict[str, Any]
-    if architecture == "sasa":
-        sizes = {"n_groups": at.n_groups, "group_rank": at.rank, "active_groups": at.active, "nuclear": 0.01}
-        sizes["aux_groups"] = max(1, at.aux_columns // at.rank)
+    if architecture in GROUPED:
+        aux = max(1, at.aux_columns // at.rank)
+        sizes = {"n_groups": at.n_groups, "group_rank": at.rank, "active_groups": at.active, "aux_groups": aux}
     else:
         sizes = {"n_latents": at.columns, "active_latents": at.l0, "aux_latents": at.aux_columns}
-    model = build(architecture, width_in=at.width, **{**sizes, **changes})
+    if architecture in PENALISED:
+        del sizes["active_groups" if architecture in GROUPED else "active_latents"]
+    if architecture == "sasa":
+        sizes["nuclear"] = 0.01
+    model: Any = build(architecture, width_in=at.width, **{**sizes, **changes})
     settings = TrainSettings(steps=10**6, batch_size=at.batch, log_every=10**6, autocast=bench.autocast)
     trainer = Trainer(model, bench.batches(), settings, device=bench.device, progress=False)
     trainer._start()
+    if architecture == "grouplasso":
+        with torch.no_grad():
+            blocks = model.pre_activations(bench.rows[0][:SAMPLE]).unflatten(1, (at.n_groups, at.rank))
+            model.log_threshold.fill_(_level(blocks.norm(dim=-1), at.active).log())
+    elif architecture in PENALISED:
+        threshold = float(model.threshold[0].detach()) if architecture == "jumprelu" else 0.0
+        begin_at_l0(bench, model.W_enc, model.b_enc, threshold)
     if not compiled:
         trainer.compiled = None
     dead = bench.dead(model.n_units)
     trainer.firing.dead = lambda: dead  # type: ignore[method-assign]
     return trainer._train_step
+
+
+def begin_at_l0(bench: Bench, encoder: "Float[Tensor, 'D n']", bias: Tensor, threshold: float = 0.0) -> None:
+    """Set the encoder's bias so that the setting's L0 columns a row are above the threshold."""
+    with torch.no_grad():
+        bias.fill_(threshold - _level(bench.rows[0][:SAMPLE] @ encoder, bench.setting.l0))
+
+
+def _level(values: Tensor, on: int) -> Tensor:
+    """What `on` values a row, on average, are above."""
+    return values.flatten().topk(on * len(values)).values[-1]
 
 
 # ---- the published step --------------------------------------------------------------------------------------------
@@ -172,13 +197,18 @@ def published_module(path: Path | None) -> ModuleType:
 
 
 def saelens(kind: str, bench: Bench) -> Step:
-    """sae-lens TopK or BatchTopK."""
-    at, library = bench.setting, require("sae_lens")
-    model, config = {
-        "topk": (library.TopKTrainingSAE, library.TopKTrainingSAEConfig),
-        "batchtopk": (library.BatchTopKTrainingSAE, library.BatchTopKTrainingSAEConfig),
-    }[kind]
-    return _saelens_step(model(config(d_in=at.width, d_sae=at.columns, k=at.l0, device=bench.device)), bench)
+    """sae-lens's class of an architecture, in its trainer."""
+    at, library, name = bench.setting, require("sae_lens"), f"{SAELENS[kind]}TrainingSAE"
+    sizes: dict[str, Any] = {"d_in": at.width, "d_sae": at.columns}
+    if kind not in PENALISED:
+        sizes["k"] = at.l0
+    if kind == "matryoshka":
+        sizes["matryoshka_widths"] = [at.columns // part for part in (16, 8, 4, 2, 1)]
+    model = getattr(library, name)(getattr(library, f"{name}Config")(**sizes, device=bench.device))
+    if kind in PENALISED:
+        threshold = float(model.threshold[0].detach()) if kind == "jumprelu" else 0.0
+        begin_at_l0(bench, model.W_enc, model.b_gate if kind == "gated" else model.b_enc, threshold)
+    return _saelens_step(model, bench)
 
 
 def _saelens_step(model: Any, bench: Bench) -> Step:
@@ -202,12 +232,27 @@ def _saelens_step(model: Any, bench: Bench) -> Step:
     return step
 
 
-def dictionary_learning(bench: Bench) -> Step:
-    """dictionary_learning TopK."""
-    at, library = bench.setting, require("dictionary_learning.trainers.top_k")
-    trainer = library.TopKTrainer(10**6, at.width, at.columns, at.l0, layer=0, lm_name="none", device=bench.device)
-    forced = bench.dead(at.columns) * trainer.dead_feature_threshold
-    auxiliary, batches, done = trainer.get_auxiliary_loss, bench.batches(), iter(range(10**6))
+def dictionary_learning(kind: str, bench: Bench) -> Step:
+    """dictionary_learning's trainer of an architecture."""
+    at, (module, name) = bench.setting, DICTIONARY_LEARNING[kind]
+    sizes: dict[str, Any] = {} if kind in PENALISED else {"k": at.l0}
+    if kind == "matryoshka":
+        sizes["group_fractions"] = [1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2]
+    make = getattr(require(f"dictionary_learning.trainers.{module}"), name)
+    trainer = make(10**6, at.width, at.columns, layer=0, lm_name="none", device=bench.device, **sizes)
+    batches, done = bench.batches(), iter(range(10**6))
+
+    def step() -> object:
+        with torch.autocast(torch.device(bench.device).type, torch.bfloat16, enabled=bench.autocast):
+            return trainer.update(next(done), next(batches))
+
+    if kind in PENALISED:
+        coder = trainer.ae
+        encoder = coder.W_enc if kind == "jumprelu" else coder.encoder.weight.T
+        bias = {"relu": lambda: coder.encoder.bias, "gated": lambda: coder.gate_bias, "jumprelu": lambda: coder.b_enc}
+        begin_at_l0(bench, encoder, bias[kind](), float(coder.threshold[0].detach()) if kind == "jumprelu" else 0.0)
+        return step
+    forced, auxiliary = bench.dead(at.columns) * trainer.dead_feature_threshold, trainer.get_auxiliary_loss
 
     def with_dead(residual: Tensor, acts: Tensor) -> Tensor:
         # it counts this batch's firing before it asks who is dead
@@ -216,11 +261,6 @@ def dictionary_learning(bench: Bench) -> Step:
         return loss
 
     trainer.get_auxiliary_loss = with_dead
-
-    def step() -> object:
-        with torch.autocast(torch.device(bench.device).type, torch.bfloat16, enabled=bench.autocast):
-            return trainer.update(next(done), next(batches))
-
     return step
 
 
@@ -270,8 +310,29 @@ def require(module: str) -> Any:
         raise UsageError(f"{package} cannot be imported: {str(error).splitlines()[0]}") from error
 
 
-#: name -> builder; those of OURS first
-CONTENDERS: dict[str, Callable[[Bench], Step]] = {
+#: architectures of groups, and those where a penalty decides how many columns are on
+GROUPED, PENALISED = ("sasa", "bsf", "grassmannian", "grouplasso"), ("relu", "gated", "jumprelu", "grouplasso")
+#: architecture -> how sae-lens's classes of it begin
+SAELENS = {
+    "topk": "TopK",
+    "batchtopk": "BatchTopK",
+    "abstopk": "AbsTopK",
+    "matryoshka": "MatryoshkaBatchTopK",
+    "relu": "Standard",
+    "gated": "Gated",
+    "jumprelu": "JumpReLU",
+}
+#: architecture -> dictionary_learning's module and trainer of it
+DICTIONARY_LEARNING = {
+    "topk": ("top_k", "TopKTrainer"),
+    "batchtopk": ("batch_top_k", "BatchTopKTrainer"),
+    "matryoshka": ("matryoshka_batch_top_k", "MatryoshkaBatchTopKTrainer"),
+    "relu": ("standard", "StandardTrainer"),
+    "gated": ("gdm", "GatedSAETrainer"),
+    "jumprelu": ("jumprelu", "JumpReluTrainer"),
+}
+#: contenders of every sweep but "architectures": name -> builder, those of OURS first
+COMMON: dict[str, Callable[[Bench], Step]] = {
     "sasa": partial(ours, "sasa"),
     "sasa decoder": partial(ours, "sasa", penalty="decoder", nuclear=100.0, penalise="all"),
     "sasa torch": partial(ours, "sasa", compiled=False),
@@ -282,9 +343,22 @@ CONTENDERS: dict[str, Callable[[Bench], Step]] = {
     "restated": restated,
     "sae-lens topk": partial(saelens, "topk"),
     "sae-lens batchtopk": partial(saelens, "batchtopk"),
-    "dictionary_learning topk": dictionary_learning,
+    "dictionary_learning topk": partial(dictionary_learning, "topk"),
     "sparsify topk": sparsify,
 }
-OURS = ("sasa", "sasa decoder", "sasa torch", "topk", "batchtopk", "abstopk")
-#: contenders whose codes are a dense (B, K r) tensor
-DENSE = ("published", "restated", "sae-lens topk", "sae-lens batchtopk", "dictionary_learning topk", "sparsify topk")
+MORE = ("matryoshka", "bsf", "relu", "gated", "jumprelu", "grassmannian", "grouplasso")
+CONTENDERS = (
+    COMMON
+    | {name: partial(ours, name) for name in MORE}
+    | {f"sae-lens {kind}": partial(saelens, kind) for kind in SAELENS}
+    | {f"dictionary_learning {kind}": partial(dictionary_learning, kind) for kind in DICTIONARY_LEARNING}
+)
+OURS = ("sasa", "sasa decoder", "sasa torch", "topk", "batchtopk", "abstopk", *MORE)
+#: architecture -> who has it, ours first
+ARCHITECTURES = {
+    name: tuple(other for other in CONTENDERS if other.rpartition(" ")[2] == name)
+    for name in ("sasa", "topk", "batchtopk", "abstopk", *MORE)
+}
+ARCHITECTURES["sasa"] += ("published", "restated")
+#: ours whose codes are never a dense (B, K r) tensor
+SPARSE = (*OURS[:6], "bsf", "grassmannian")

@@ -1,20 +1,23 @@
 """What the benchmarks measured, as a picture and as tables: everything here is read from results/*.json.
 
 `figure` shows seconds a step against K, r, L0 and batch, everything else as in the main comparison, beside the floor
-that the encoder's product sets. `tables` is the Markdown between the two marks of the README.
+that the encoder's product sets, and below them every architecture at the main sizes. `tables` is the Markdown between
+the two marks of the README.
 """
 
 import io
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.contenders import OURS
+from benchmarks.contenders import ARCHITECTURES, OURS
 from benchmarks.step import FLOOR, PRECISIONS, SWEEPS
 from sasa_theory.files import read_json, write_bytes, write_text
 from synthetic.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BEGIN, END = "<!-- benchmarks: written by `sasa-lab bench show --readme` -->", "<!-- end of benchmarks -->"
@@ -36,6 +39,14 @@ STYLES = {
     "sae-lens batchtopk": ("#67a9cf", "--", 1.2),
     "dictionary_learning topk": ("#1b7837", "--", 1.2),
     "sparsify topk": ("#762a83", "--", 1.2),
+}
+#: where an architecture comes from -> colour and marker
+SOURCES = {
+    "sasa-lab": ("#b2182b", "o"),
+    "published": ("#000000", "X"),
+    "sae-lens": ("#2166ac", "s"),
+    "dictionary_learning": ("#1b7837", "^"),
+    "sparsify": ("#762a83", "D"),
 }
 LABELS = {name: f"sasa-lab {name}" for name in OURS} | {
     "published": "published SASA",
@@ -62,6 +73,7 @@ def sweep(
         run
         for run in result["runs"]
         if {key: run["setting"][key] for key in wanted[0]} in wanted
+        and bool(run.get("architecture")) == (name == "architectures")
         and run["device"].startswith(device)
         and run["precision"] in precisions
     ]
@@ -78,16 +90,22 @@ def figure(result: dict[str, Any], device: str = "cpu") -> "Figure":
     drawn = {name: runs for name in AXES if len(runs := sweep(result, name, device, ("fp32", "tf32"))) > 1}
     if not drawn:
         raise UsageError(f"no sweep is measured on {device}; run sasa-lab bench step --profile standard first")
-    height = -(-len(drawn) // 2)
-    picture = Figure(figsize=(8.4, 3.4 * height + 0.8), layout="constrained")
-    grid = picture.subplots(height, 2, squeeze=False, sharey=True)
-    panels = grid.flat[: len(drawn)]
-    for spare in grid.flat[len(drawn) :]:
-        spare.remove()
+    compared = sweep(result, "architectures", device, ("fp32", "tf32"))
+    compared = [
+        run
+        for run in compared
+        if run["setting"]["width"] == SWEEPS["architectures"][0].width and run["architecture"] in run["rows"]
+    ]
+    names = [*drawn, *["."] * (len(drawn) % 2)]
+    mosaic = [names[first : first + 2] for first in range(0, len(names), 2)] + [["architectures"] * 2] * bool(compared)
+    picture = Figure(figsize=(8.4, 3.4 * len(mosaic) + 0.8), layout="constrained")
+    axes: dict[str, Axes] = picture.subplot_mosaic(mosaic, sharey=True)
+    panels = [axes[name] for name in drawn]
     for panel, (name, runs) in zip(panels, drawn.items(), strict=True):
         key, label = AXES[name]
         floor = [(run["setting"][key], run["floor"]["seconds"]["median"]) for run in runs]
-        panel.fill_between(*zip(*floor, strict=True), 1e-9, color="0.88", lw=0, label=FLOOR)
+        places, floors = [at for at, _ in floor], [second for _, second in floor]
+        panel.fill_between(places, floors, 1e-9, color="0.88", lw=0, label=FLOOR)
         for contender, (colour, style, width) in STYLES.items():
             points = [
                 (run["setting"][key], run["rows"][contender]["seconds"]) for run in runs if contender in run["rows"]
@@ -101,18 +119,50 @@ def figure(result: dict[str, Any], device: str = "cpu") -> "Figure":
                 panel.fill_between(
                     x, [s["low"] for s in seconds], [s["high"] for s in seconds], color=colour, alpha=0.15, lw=0
                 )
-        lowest = min(second for _, second in floor)
         panel.set(xscale="log", yscale="log", xlabel=label)
-        panel.set_xticks([at for at, _ in floor], [str(at) for at, _ in floor], minor=False)
+        panel.set_xticks(places, [str(at) for at in places], minor=False)
         panel.set_xticks([], minor=True)
-        panel.set_ylim(bottom=0.7 * lowest)
-    for first in grid[:, 0]:
-        first.set_ylabel("seconds a step")
+        panel.set_ylim(bottom=0.7 * min(floors))
+    for first, *_ in mosaic:
+        axes[first].set_ylabel("seconds a step")
+    if compared:
+        _draw_architectures(axes["architectures"], compared)
     handles = {
         label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     picture.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return picture
+
+
+def _draw_architectures(panel: "Axes", runs: list[dict[str, Any]]) -> None:
+    """One column an architecture: everyone's seconds a step, and the fastest peer's as a multiple of ours."""
+    order = sorted(runs, key=lambda run: list(ARCHITECTURES).index(run["architecture"]))
+    shown = []
+    for at, run in enumerate(order):
+        for name in (run["architecture"], *(peers := _peers(run))):
+            colour, marker = SOURCES[_source(name)]
+            panel.plot(at, run["rows"][name]["seconds"]["median"], marker, color=colour, ms=6)
+        times = f"{_times(run['ratios'][run['architecture']][peers[0]])}x" if peers else "no peer"
+        shown.append(f"{run['architecture']}\n{times}")
+    for source, (colour, marker) in SOURCES.items():
+        panel.plot([], [], marker, color=colour, ms=6, label=source)
+    panel.set_xticks(range(len(order)), shown, fontsize=7)
+    panel.set_xlabel("architecture, and the fastest peer's step over ours")
+    panel.set_xlim(-0.6, len(order) - 0.4)
+    panel.legend(fontsize=8, frameon=False, ncols=5, loc="upper center")
+
+
+def _source(name: str) -> str:
+    """Whose a contender is: a library, "published", or "sasa-lab"."""
+    return "sasa-lab" if name in OURS else "published" if name == "restated" else name.partition(" ")[0]
+
+
+def _peers(run: dict[str, Any]) -> list[str]:
+    """Contenders of a comparison that are not ours, the fastest first; the restated step only without the published."""
+    seconds = {name: row["seconds"]["median"] for name, row in run["rows"].items() if name not in OURS}
+    if "published" in seconds:
+        seconds.pop("restated", None)
+    return sorted(seconds, key=lambda name: seconds[name])
 
 
 def save_figure(picture: "Figure", path: Path) -> Path:
@@ -125,7 +175,7 @@ def save_figure(picture: "Figure", path: Path) -> Path:
 def tables(folder: Path) -> str:
     """Markdown of what folder/step.json and folder/data.json hold; raises UsageError without the first."""
     result = load(folder / "step.json", "runs")
-    text = [_step_table(result, device) for device in ("cpu", "cuda")]
+    text = [part(result, device) for device in ("cpu", "cuda") for part in (_step_table, _architecture_table)]
     if not any(run["device"].startswith("cuda") for run in result["runs"]):
         text.append("On a GPU the step is unmeasured so far: `sasa-lab bench step --profile gpu --device cuda`.\n")
     if (folder / "data.json").is_file():
@@ -170,9 +220,42 @@ def _step_table(result: dict[str, Any], device: str) -> str:
         for name in ("torch", "sae-lens", "dictionary-learning", "eai-sparsify")
         if name in versions
     )
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{place}; {peers}; {here['date'][:10]}."
+    text = f"{_markdown(lines)}\n{place}; {peers}; {here['date'][:10]}."
     others = {run["code"] for run in result["runs"] if run["device"].startswith(device)} - {runs[0]["code"]}
     return text + (" The picture also holds comparisons of an earlier version of the step.\n" if others else "\n")
+
+
+def _architecture_table(result: dict[str, Any], device: str) -> str:
+    """One line an architecture: milliseconds of ours and of the fastest peer that has it, for each size."""
+    runs = [run for run in sweep(result, "architectures", device) if run["architecture"] in run["rows"]]
+    if not runs:
+        return ""
+    runs = sorted(runs, key=lambda run: -run["setting"]["columns"])
+    titles = list(dict.fromkeys(_sizes(run) for run in runs))
+    lines = [["ms a step", *(f"{who}, {title}" for title in titles for who in ("ours", "fastest peer (times ours)"))]]
+    lines.append(["---", *("---:" for _ in lines[0][1:])])
+    found = {(run["architecture"], _sizes(run)): run for run in runs}
+    for name in ARCHITECTURES:
+        line = [name]
+        for title in titles:
+            run, cells = found.get((name, title)), ["", ""]
+            if run:
+                cells[0] = _number(1e3 * run["rows"][name]["seconds"]["median"])
+            if run and (peers := _peers(run)):
+                cells[1] = f"{_cell(run, run['rows'][peers[0]]['seconds']['median'], of=name)}, {_source(peers[0])}"
+            line += cells
+        if any(line[1:]):
+            lines.append(line)
+    return _markdown(lines)
+
+
+def _sizes(run: dict[str, Any]) -> str:
+    precision = "" if run["precision"] == "fp32" else f", {run['precision']}"
+    return f"D={run['setting']['width']}, {run['setting']['columns']:,} columns{precision}"
+
+
+def _markdown(lines: Iterable[Iterable[str]]) -> str:
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def _title(run: dict[str, Any]) -> str:
@@ -184,11 +267,17 @@ def _title(run: dict[str, Any]) -> str:
     )
 
 
-def _cell(run: dict[str, Any], seconds: float, peak: int | None = None) -> str:
-    ours = run["rows"].get("sasa")
-    times = f" ({seconds / ours['seconds']['median']:.2g})" if ours else ""
+def _cell(run: dict[str, Any], seconds: float, peak: int | None = None, of: str = "sasa") -> str:
+    """Milliseconds, times the contender `of`, and GPU memory."""
+    ours = run["rows"].get(of)
+    times = f" ({_times(seconds / ours['seconds']['median'])})" if ours else ""
     held = f", {peak / 2**30:.2g} GiB" if peak and run["device"] != "cpu" else ""
     return f"{_number(1e3 * seconds)}{times}{held}"
+
+
+def _times(ratio: float) -> str:
+    """Two digits: 0.12, 1.2, 12, 123."""
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
 
 
 def _number(value: float) -> str:
@@ -205,4 +294,4 @@ def _data_table(result: dict[str, Any]) -> str:
             if name != "step":
                 times = f"{row['rows_per_second']:,.0f} ({row['over_step']:.2g})"
                 lines.append([name, str(run["width"]), f"{run['columns']:,}, {run['l0']}", f"{step:,.0f}", times])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return _markdown(lines)

@@ -5,7 +5,7 @@
 Each comparison builds every contender, measures its memory alone, then times all in turn beside the floor: the
 encoder's product (B, D) x (D, K r) by torch.mm in the comparison's precision. Comparisons are saved one by one, and a
 run that was stopped goes on with the ones that are missing. On a GPU (`--device cuda --sweep gpu`) each is made twice,
-in TF32 and in bf16 autocast.
+in TF32 and in bf16 autocast. The sweep "architectures" makes one comparison an architecture: ours and the peers' of it.
 """
 
 import argparse
@@ -14,11 +14,11 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.contenders import CONTENDERS, DENSE, OURS, Bench, Setting, Step, rows
+from benchmarks.contenders import ARCHITECTURES, COMMON, CONTENDERS, OURS, SPARSE, Bench, Setting, Step, rows
 from benchmarks.harness import RESULTS, Contender, machine, memory, race, save, sources
 from benchmarks.parts import parts
 from sasa_theory.files import read_json
@@ -39,7 +39,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 
 def _sweeps() -> dict[str, list[Setting]]:
     large = Setting(4096, 8192, 4, 15, 4096)
-    return {
+    sweeps = {
         "main": [MAIN, replace(MAIN, dead=DEAD)],
         "small": [SMALL, replace(SMALL, dead=DEAD)],
         "K": [replace(MAIN, n_groups=2**n) for n in range(9, 16)],
@@ -49,13 +49,26 @@ def _sweeps() -> dict[str, list[Setting]]:
         "L0": [replace(MAIN, n_groups=3072, rank=4, active=l0 // 4) for l0 in (32, 60, 120, 240)],
         "batch": [replace(MAIN, batch=b) for b in (256, 1024, 4096, 16384)],
         "gpu": [replace(size, batch=b) for size in (MAIN, large) for b in (4096, 16384)],
+        "architectures": [MAIN, SMALL],
     }
+    ends = [*sweeps["K"][::4], *sweeps["r"][::6], *sweeps["L0"][::3]]
+    sweeps["dead"] = [replace(at, dead=DEAD) for at in ends]
+    return sweeps
 
 
-#: name -> settings; K, r, L0 and batch are what the figure shows
+#: name -> settings; K, r, L0 and batch are what the figure shows, "dead" is the ends of K, r and L0 with dead units
 SWEEPS = _sweeps()
-#: contenders of a sweep where not all of them run; the restated step only stands in where the published code runs
+#: contenders of a sweep where not all common ones run; the restated step only stands in for the published code
 ONLY = {"K": ("sasa", "published", "restated")}
+
+
+class Comparison(NamedTuple):
+    """Who runs together at which sizes; `architecture` is that of the sweep "architectures", else empty."""
+
+    setting: Setting
+    precision: str
+    names: tuple[str, ...]
+    architecture: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,24 +97,32 @@ class Plan:
         if self.device == "cpu" and set(self.precisions) - {"fp32"}:
             raise UsageError(f"precision is {self.precisions}; on the CPU all contenders compute in fp32")
 
-    def comparisons(self) -> list[tuple[Setting, str, tuple[str, ...]]]:
+    def comparisons(self) -> list[Comparison]:
         """Settings with precision and contenders, each once whatever number of sweeps it is in."""
-        wanted: dict[Setting, set[str]] = {}
+        wanted: dict[tuple[Setting, str], set[str]] = {}
         for sweep in self.sweeps:
             for setting in SWEEPS[sweep]:
-                names = set(ONLY.get(sweep, CONTENDERS))
-                if sweep not in ("main", "small") and "sasa torch" not in self.contenders:
-                    names.discard("sasa torch")
-                if self.sasa_path and sweep not in ("main", "small") and "restated" not in self.contenders:
-                    names.remove("restated")
-                wanted.setdefault(setting, set()).update(names)
-        asked = set(self.contenders or CONTENDERS) - (set() if self.sasa_path else {"published"})
+                for architecture, names in _names(sweep, setting).items():
+                    left = {*names} & {*(self.contenders or CONTENDERS)} - (set() if self.sasa_path else {"published"})
+                    if sweep not in ("main", "small"):
+                        left -= {"sasa torch", *(("restated",) if self.sasa_path else ())} - {*self.contenders}
+                    if left:
+                        wanted.setdefault((setting, architecture), set()).update(left)
         precisions = self.precisions or (("tf32", "bf16") if self.device.startswith("cuda") else ("fp32",))
         return [
-            (setting, precision, tuple(name for name in CONTENDERS if name in names & asked))
-            for setting, names in wanted.items()
+            Comparison(setting, precision, tuple(name for name in CONTENDERS if name in names), architecture)
+            for (setting, architecture), names in wanted.items()
             for precision in precisions
         ]
+
+
+def _names(sweep: str, setting: Setting) -> dict[str, tuple[str, ...]]:
+    """Contenders of a sweep at a setting, by architecture where each is a comparison of its own."""
+    if sweep == "architectures":
+        return ARCHITECTURES
+    if sweep == "dead":
+        sweep = next(name for name in ("K", "r", "L0") if replace(setting, dead=0.0) in SWEEPS[name])
+    return {"": ONLY.get(sweep, tuple(COMMON))}
 
 
 def run(
@@ -120,18 +141,20 @@ def run(
     place, now = _place(plan.device), sources(*CODE)
     done: list[dict[str, Any]] = read_json(file)["runs"] if file.is_file() else []
     done = [found for found in done if found["place"] == place or _kind(found["device"]) != _kind(plan.device)]
-    for setting, precision, names in plan.comparisons():
-        key = f"{describe(setting, precision)} on {place}"
+    for setting, precision, names, architecture in plan.comparisons():
+        shown = describe(setting, precision) + (f", {architecture}" if architecture else "")
+        key = f"{shown} on {place}"
         at_hand = next((found for found in done if found["key"] == key), None)
         tried = {*at_hand["rows"], *at_hand["left_out"]} if at_hand and at_hand["code"] == now else set()
         if not force and set(names) <= tried:
-            tell(f"{describe(setting, precision)}: kept (same code and machine; --force measures again)")
+            tell(f"{shown}: kept (same code and machine; --force measures again)")
             continue
         bench = Bench(setting, rows(setting, plan.device), plan.device, precision == "bf16", plan.sasa_path)
-        found = {"key": key, "place": place, "code": now, **compare(bench, names, plan.rounds, precision)}
+        found = {"key": key, "place": place, "code": now, "architecture": architecture}
+        found |= compare(bench, names, plan.rounds, precision)
         done = [*(entry for entry in done if entry["key"] != key), found]
         save(NAME, {"runs": done}, out)
-        tell(f"{describe(setting, precision)}: {summary(found)}")
+        tell(f"{shown}: {summary(found)}")
     return file
 
 
@@ -195,7 +218,7 @@ def compare(bench: Bench, names: Iterable[str], rounds: int, precision: str) -> 
 
 def needed_bytes(setting: Setting, name: str) -> int:
     """About what a contender holds at most: weights, gradients, moments, and seven (B, K r) tensors if it is dense."""
-    tensors = 7 if name in DENSE else 1
+    tensors = 1 if name in SPARSE else 7
     return 4 * setting.columns * (8 * setting.width + tensors * setting.batch)
 
 

@@ -1,6 +1,7 @@
 """The benchmark of the step at tiny sizes: what is saved, kept, left out, drawn and refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ def tiny(monkeypatch):
     settings["r"] = [Setting(8, 12 // r, r, 2, 32) for r in (1, 2)]
     settings["L0"] = [Setting(8, 6, 2, s, 32) for s in (1, 2)]
     settings["batch"] = [Setting(8, 6, 2, 2, b) for b in (16, 32)]
+    settings["architectures"] = [TINY]
+    settings["dead"] = [Setting(8, 12, 2, 2, 32, dead=0.5), Setting(8, 12, 1, 2, 32, dead=0.5)]
     monkeypatch.setattr(step, "SWEEPS", settings)
     monkeypatch.setattr(show, "SWEEPS", settings)
     monkeypatch.setattr(step, "LEAST", 0.0)
@@ -100,13 +103,56 @@ def test_a_missing_peer_and_one_that_does_not_fit_are_left_out_with_the_reason(t
 def test_a_setting_of_two_sweeps_is_measured_once(tiny):
     plan = step.Plan(("main", "K", "batch"), ("sasa", "topk"))
     found = plan.comparisons()
-    assert len({setting for setting, _, _ in found}) == len(found) == 4
-    assert "published" not in step.Plan(("main",)).comparisons()[0][2]
+    assert len({one.setting for one in found}) == len(found) == 4
+    assert "published" not in step.Plan(("main",)).comparisons()[0].names
     with_code = step.Plan(("main", "r"), sasa_path=Path()).comparisons()
-    assert all("published" in names for _, _, names in with_code)
-    assert [setting.rank for setting, _, names in with_code if "restated" not in names] == [1]
-    only = {setting.n_groups: names for setting, _, names in found if setting.batch == 32 and not setting.dead}
+    assert all("published" in one.names for one in with_code)
+    assert [one.setting.rank for one in with_code if "restated" not in one.names] == [1]
+    only = {one.setting.n_groups: one.names for one in found if one.setting.batch == 32 and not one.setting.dead}
     assert only == {6: ("sasa", "topk"), 12: ("sasa",)}
+    dead = step.Plan(("dead",)).comparisons()
+    assert [(one.setting.rank, "topk" in one.names) for one in dead] == [(2, False), (1, True)]
+
+
+def test_the_dead_sweep_is_the_ends_of_the_others_with_dead_units():
+    ends = {name: step.SWEEPS[name] for name in ("K", "r", "L0")}
+    for setting in step.SWEEPS["dead"]:
+        assert setting.dead == step.DEAD and any(replace(setting, dead=0.0) in sweep for sweep in ends.values())
+    assert {at.n_groups for at in step.SWEEPS["dead"] if at.rank == 6} == {512, 8192}
+    assert {at.rank for at in step.SWEEPS["dead"]} >= {1, 32} and {at.l0 for at in step.SWEEPS["dead"]} >= {32, 240}
+
+
+def test_each_architecture_is_a_comparison_of_its_own_beside_the_main_one(tiny, tmp_path):
+    names = ("sasa", "restated", "relu", "bsf")
+    result = measure(tmp_path, ("main", "architectures"), names)
+    by = {run["architecture"]: set(run["rows"]) for run in result["runs"] if not run["setting"]["dead"]}
+    assert by == {"": {"sasa", "restated"}, "sasa": {"sasa", "restated"}, "relu": {"relu"}, "bsf": {"bsf"}}
+    assert len(show.sweep(result, "main")) == 2 and len(show.sweep(result, "architectures")) == 3
+    one = next(run for run in result["runs"] if run["architecture"] == "sasa")
+    text = show.tables(tmp_path)
+    ours, theirs = (one["rows"][name]["seconds"]["median"] for name in ("sasa", "restated"))
+    expected = f"{show._number(1e3 * theirs)} ({show._times(theirs / ours)}), published"
+    assert f"| sasa | {show._number(1e3 * ours)} | {expected} |" in text and "| bsf |" in text and "| gated" not in text
+    measure(tmp_path, ("K",), names)
+    panel = show.figure(json.loads((tmp_path / "step.json").read_text())).axes[-1]
+    labels = [label.get_text() for label in panel.get_xticklabels()]
+    assert labels == [f"sasa\n{show._times(theirs / ours)}x", "bsf\nno peer", "relu\nno peer"]
+
+
+@pytest.mark.parametrize("name", ["relu", "gated", "jumprelu", "grouplasso"])
+def test_where_a_penalty_decides_the_step_begins_at_the_settings_l0(name):
+    at = Setting(16, 40, 2, 3, 512)
+    model = CONTENDERS[name](Bench(at, rows(at, "cpu"))).__self__.model
+    assert float(model.encode(rows(at, "cpu")[0]).l0().float().mean()) == pytest.approx(at.l0, rel=0.1)
+
+
+def test_every_peer_of_an_architecture_is_listed_with_it():
+    assert contenders.ARCHITECTURES["topk"] == (
+        "topk", "sae-lens topk", "dictionary_learning topk", "sparsify topk"
+    )  # fmt: skip
+    assert contenders.ARCHITECTURES["sasa"] == ("sasa", "published", "restated")
+    listed = {name for names in contenders.ARCHITECTURES.values() for name in names}
+    assert listed == set(CONTENDERS) - {"sasa decoder", "sasa torch"}
 
 
 @pytest.mark.parametrize(
