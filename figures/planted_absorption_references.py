@@ -2,7 +2,8 @@
 
 planted truth  a group for each feature, gated as SASA gates.
 PCA            the leading principal directions, as many as the dictionaries have columns on, all on.
-K-lines        as many lines as the vector dictionaries have latents, fitted with one active line, gated by size.
+K-lines        as many lines as the vector dictionaries have latents, fitted with one active line, coded by orthogonal
+               matching pursuit (`pursuit`): summing the largest inner products of nearly parallel lines overshoots.
 K-subspaces    as many subspaces as SASA has groups, fitted with one active, gated as SASA gates.
 """
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from figures.planted_absorption_recipe import ACTIVE, SPARE
+from figures.pursuit import Pursuit
 from figures.yardsticks import TRUTH, tie
 from sasa_theory.models import SASA, AbsTopK
 from sasa_theory.models.base import SparseModel
@@ -45,7 +47,7 @@ def references(world: World, seed: int) -> dict[str, SparseModel]:
         TRUTH: planted(world),
         "PCA": _tied(AbsTopK(world.width, len(directions), len(directions)), directions, mean),
         "K-lines": _tied(
-            AbsTopK(world.width, len(lines.atoms), ACTIVE * dim),
+            Pursuit(world.width, len(lines.atoms), ACTIVE * dim),
             torch.from_numpy(lines.atoms),
             torch.from_numpy(lines.bias),
         ),

@@ -10,7 +10,7 @@ import figures.planted_absorption as shown
 import figures.planted_absorption_recipe as tuning
 from figures import Context, figures, load_all
 from figures.planted_absorption_recipe import ACTIVE, DEPTHS, DIMS, MODELS, RATES, Training
-from figures.planted_absorption_references import REFERENCES, planted
+from figures.planted_absorption_references import REFERENCES, planted, references
 from figures.splitting_recipe import description_bits
 from sasa_theory.models import build
 from synthetic.errors import UsageError
@@ -59,6 +59,13 @@ def test_the_planted_dictionary_absorbs_nothing_and_drops_what_its_budget_leaves
     got = shown.measure(planted(world), world, 3000)
     assert got["absorbed"] == 0 and got["shared"] == 0 and got["units"] == 1 and got["counted"] == 1
     assert got["lost"] > 0.2 and got["by_children"] is None
+
+
+def test_no_reference_explains_less_than_the_mean_does():
+    world = tuning.world_of(1, 3)
+    got = {name: shown.measure(model, world, 1500) for name, model in references(world, 0).items()}
+    assert all(one["explained"] > 0 for one in got.values())
+    assert got["K-lines"]["l0"] == got["PCA"]["l0"] == tuning.budget_of(world, "columns")
 
 
 def grid(unexplained, l0):
