@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures.rank_recovery import SPLITS
 from figures.tuning import Recipe, best, harmless, run_grid
 from sasa_theory.bounds import log_binomial
 from sasa_theory.training import Job, TrainSettings
@@ -42,7 +41,8 @@ BUDGETS = ("columns", "bits", "units")
 #: codes of either sign; the others take two opposite atoms for a direction
 SIGNED = ("abstopk",)
 VECTORS = ("relu", "topk", "abstopk", "batchtopk", "jumprelu", "gated", "matryoshka")
-WITH_SPLITS = "sasa, with splits"
+#: the recipe of figure `recovery`: this many splits, and the penalty raised over half of the steps
+WITH_SPLITS, SPLITS = "sasa, with splits", 5
 #: SASA with the tuned nuclear coefficient and with 0, each with and without the revival of silent groups
 SASAS = {
     "sasa": ("tuned", True),
@@ -179,7 +179,7 @@ def job(model: str, size: Size, budget: str, seed: int) -> Job:
     found = recipe()
     lr = found["chosen"][budget]["sasa" if model in SASAS else model]
     architecture, settings = model_settings(model, size, budget, found["nuclear"])
-    if model == WITH_SPLITS:  # the recipe of figure `recovery`
+    if model == WITH_SPLITS:
         return Job(architecture, settings, train_settings(size, seed, lr, warm=1 / 2, splits=SPLITS))
     return Job(architecture, settings, train_settings(size, seed, lr, warm=WARM if architecture == "sasa" else 0.0))
 
