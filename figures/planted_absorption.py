@@ -37,6 +37,7 @@ from figures.registry import Context, Figure, figures, spread, table
 from figures.splitting_draw import COLOURS, DASHES
 from figures.splitting_recipe import description_bits
 from figures.splitting_tables import label
+from figures.tuning import late_change
 from sasa_theory.evaluation import Absorption, Calculator, DeadShare, ExplainedVariance, Sparsity
 from sasa_theory.evaluation import run as feed
 from sasa_theory.models.base import SparseModel
@@ -122,13 +123,8 @@ def _measured(world: World, trained: Sequence[Run], rows: int, context: Context)
 def _measure_run(world: World, trained: Run, rows: int, deadline: float | None) -> Measures:
     if deadline is not None and time.monotonic() > deadline:
         raise Interrupted("time is up; the same command goes on, its models are kept")
-    left = [1 - line["explained_variance_raw"] for line in trained.log if "explained_variance_raw" in line]
-    before = left[int(0.6 * len(left)) : int(0.7 * len(left))]
-    return {
-        **measure(trained.model, world, rows),
-        "settled": float(np.mean(left[-3:]) / np.mean(before)),
-        "run": trained.directory.name,
-    }
+    got = measure(trained.model, world, rows)
+    return {**got, "settled": late_change(trained), "run": trained.directory.name}
 
 
 def measure(model: "SparseModel | NormalisedModel", world: World, rows: int) -> Measures:

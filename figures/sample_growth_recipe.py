@@ -26,6 +26,8 @@ from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
+from figures.tuning import late_change
+from figures.yardsticks import planted_truth
 from proofs_checks.samples_measures import crossing, crossing_by_bisection, sizes_from
 from proofs_checks.samples_trained import FixedRows, unit_rows
 from sasa_theory.bounds import distortion_floor
@@ -170,6 +172,12 @@ def held_out(model: Any, name: str, budget: str, d: int) -> float:
     return unexplained(clean.double().numpy(), model(rows).double().cpu().numpy())
 
 
+def truth_error(d: int) -> float:
+    """Unexplained share of clean rows that the planted subspaces leave with one on; they need no samples."""
+    clean = clean_rows(d)
+    return unexplained(clean.double().numpy(), planted_truth(world_of(d), d)(clean).double().detach().numpy())
+
+
 def fitted_error(name: str, n: int, d: int, seed: int, largest: int) -> float:
     """Held-out error of a classical method on the first n rows of a seed."""
     rows = FiniteRows(n, d, seed, largest).rows().double().numpy()
@@ -195,7 +203,7 @@ class Search:
     target   "absolute", or "relative" to what the method explains with the most rows.
     n        samples, log-log between sizes tried.
     censored never reached: n is the largest size.   first  the smallest size tried was enough: n is at most that.
-    seen     (n, error) tried.
+    seen     (n, error) tried.       late  late change (tuning.late_change) of the run that decided; None: not trained.
     """
 
     name: str
@@ -207,6 +215,7 @@ class Search:
     censored: bool
     first: bool
     seen: tuple[tuple[int, float], ...]
+    late: float | None = None
 
 
 def trained_search(
@@ -216,15 +225,19 @@ def trained_search(
     if not device.startswith("cuda"):
         torch.set_num_threads(1)
 
+    late: dict[int, float] = {}
+
     def error(n: int) -> float:
         data = FiniteRows(n, d, seed, study.sizes[-1])
         architecture, settings = model_settings(name, budget, d)
         training = train_settings(study.steps, seed)
         run = fit(data, architecture, settings, training, out=out, device=device, deadline=deadline, progress=False)
+        late[n] = late_change(run)
         return held_out(run.model, name, budget, d)
 
     n, censored, seen = crossing_by_bisection(error, TARGET, study.sizes)
-    return _search(name, budget, "absolute", d, seed, n, censored, seen, study)
+    decided = max(late) if censored else min(size for size, left in seen if left <= TARGET)
+    return _search(name, budget, "absolute", d, seed, n, censored, seen, study, late[decided])
 
 
 def fitted_searches(name: str, budget: str, d: int, seed: int, study: Study) -> list[Search]:
@@ -248,9 +261,10 @@ def _search(
     censored: bool,
     seen: Sequence[tuple[int, float]],
     study: Study,
+    late: float | None = None,
 ) -> Search:
     first = not censored and n <= study.sizes[0]
-    return Search(name, budget, target, d, seed, n, censored, first, tuple(seen))
+    return Search(name, budget, target, d, seed, n, censored, first, tuple(seen), late)
 
 
 def atoms_needed(d: int, target: float = TARGET) -> int:

@@ -48,6 +48,7 @@ from figures.splitting_recipe import (
     recipe,
 )
 from figures.splitting_tables import tables
+from figures.tuning import late_change
 from figures.yardsticks import references
 from sasa_theory.bounds import atom_floor
 from sasa_theory.files import read_json, write_json
@@ -115,7 +116,7 @@ def run(context: Context) -> dict[str, Any]:
         runs = fit_all(world, jobs, out=context.out, device=context.device, deadline=context.deadline)
         here: dict[str, list[dict[str, Any]]] = {}
         for (name, seed), trained, got in zip(cells, runs, _measured(world, runs, study, context), strict=True):
-            here.setdefault(name, []).append({**got, "seed": seed, "settled": _settled(trained)})
+            here.setdefault(name, []).append({**got, "seed": seed, "settled": late_change(trained)})
             ran.append({"energy": energy, "budget": budget, "model": name, "seed": seed, "run": trained.directory.name})
         results.setdefault(energy, {})[budget] = here
         if energy not in yardsticks:
@@ -165,7 +166,7 @@ def _doubled(
     runs = fit_all(world, jobs, out=context.out, device=context.device, deadline=context.deadline)
     models = {}
     for name, trained, got in zip(MODELS, runs, _measured(world, runs, study, context), strict=True):
-        long = {**got, "seed": seed, "settled": _settled(trained)}
+        long = {**got, "seed": seed, "settled": late_change(trained)}
         models[name] = [results["total"]["columns"][name][0], long]
         where = {"energy": "total", "budget": "columns", "steps": size.steps, "model": name, "seed": seed}
         ran.append({**where, "run": trained.directory.name})
@@ -206,13 +207,6 @@ def _measure_run(world: World, trained: Run, effort: Effort, deadline: float | N
 def _stop_in_time(context: Context) -> None:
     if context.deadline is not None and time.monotonic() > context.deadline:
         raise Interrupted("time is up; the same command goes on from the runs measured so far")
-
-
-def _settled(trained: Run) -> float:
-    """Unexplained variance at the end over that where the learning rate began to fall: near 1 at a plateau."""
-    left = [1 - line["explained_variance_raw"] for line in trained.log if "explained_variance_raw" in line]
-    before = left[max(0, int(0.7 * len(left)) - 4) : int(0.7 * len(left)) + 1]
-    return float(np.mean(left[-3:]) / max(1e-12, np.mean(before))) if before else 1.0
 
 
 def _laws(

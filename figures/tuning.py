@@ -4,6 +4,7 @@
     recipe.is_made(), recipe()        # whether it is there; what it holds
     run_grid(world, cells, jobs, out, rows)      # held-out unexplained variance and L0 of every run
     best(cells, target), harmless(cells, key, target)
+    late_change(run)                             # whether a run was at its plateau
 
 Planted truth plays no part in a choice, and a search's seed is none of its figure's.
 """
@@ -19,7 +20,7 @@ from typing import Any
 from sasa_theory.evaluation import ExplainedVariance, Sparsity
 from sasa_theory.evaluation import run as measure
 from sasa_theory.files import write_json
-from sasa_theory.training import Job, fit_all
+from sasa_theory.training import Job, Run, fit_all
 from synthetic import World
 from synthetic.errors import LabError
 
@@ -80,6 +81,17 @@ def harmless(cells: Sequence[Cell], key: str, target: float) -> Cell:
     found = [best([cell for cell in cells if cell[key] == value], target) for value in {cell[key] for cell in cells}]
     most = PRICE * min(map(unexplained, found))
     return max((cell for cell in found if unexplained(cell) <= most), key=lambda cell: float(cell[key]))
+
+
+def late_change(run: Run) -> float:
+    """Unexplained variance at the end over that where the learning rate began to fall, at .7 of the steps.
+
+    Near 1 at a plateau; both are means over a few lines of the log. 1 where the log is too short.
+    """
+    left = [1 - line["explained_variance_raw"] for line in run.log if "explained_variance_raw" in line]
+    fell = int(0.7 * len(left))
+    before = left[max(0, fell - 4) : fell + 1]
+    return sum(left[-3:]) / len(left[-3:]) / max(1e-12, sum(before) / len(before)) if before else 1.0
 
 
 def unexplained(cell: Cell) -> float:

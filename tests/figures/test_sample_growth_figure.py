@@ -40,6 +40,11 @@ def test_true_lines_subspaces_and_directions_need_few_rows():
     assert growth.fitted_error("pca", 2, 3, 0, 256) > 0.4
 
 
+@pytest.mark.parametrize("d", [2, 6])
+def test_the_planted_truth_reaches_the_target_without_samples(d):
+    assert growth.truth_error(d) < 0.01
+
+
 def test_a_search_is_the_crossing_of_its_own_errors():
     study = growth.Study({}, (4, 16, 64), 1)
     absolute, relative = growth.fitted_searches("pca", "dense", 4, 0, study)
@@ -65,6 +70,7 @@ def test_a_trained_search_runs_resumes_and_agrees(tmp_path):
     study = growth.Study({}, (8, 32), 3)
     arguments = ("topk", "columns", 2, 0, study, tmp_path, "cpu", None)
     first = growth.trained_search(*arguments)
+    assert first.late is not None and 0 < first.late < 2
     runs = {p.name for p in (tmp_path / "runs").iterdir()}
     assert growth.trained_search(*arguments) == first
     assert {p.name for p in (tmp_path / "runs").iterdir()} == runs
@@ -82,7 +88,9 @@ def made_up(changed=None, limit=math.inf):
         for d in (2, 3, 4, 5, 6, 8) * 3:
             n = (math.exp(0.9 * d) if law == "e" else 2 * d) * math.exp(0.05 * rng.standard_normal())
             cell = {"name": name, "budget": budget, "target": target, "d": d, "seed": 0}
-            runs.append({**cell, "n": min(n, limit), "censored": bool(n > limit), "first": False, "seen": []})
+            runs.append(
+                {**cell, "n": min(n, limit), "censored": bool(n > limit), "first": False, "seen": [], "late": 0.9}
+            )
     return runs
 
 
@@ -119,8 +127,9 @@ def test_it_draws_and_tabulates_censored_runs_as_such():
     numbers = {"runs": runs, "laws": laws, "atoms": [[2, 4], [3, 8]], "exact": [[2, 4], [8, 16]]}
     result = json.loads(json.dumps({"numbers": numbers}))
     assert len(shown.draw(result)["figure"].axes) == 3
-    rows = shown._run_table(runs)["rows"]
-    assert next(row for row in rows if row[:2] == ["TopK", "unit"])[-1].startswith("> 300")
+    made = shown._run_table(runs, [[d, 0.0] for d in (2, 3, 4, 5, 6, 8)])
+    assert {len(row) for row in made["rows"]} == {len(made["columns"])}
+    assert next(row for row in made["rows"] if row[:2] == ["TopK", "unit"])[-2].startswith("> 300")
     late = [r | {"censored": True} for r in runs if r["name"] == "sasa"]
     assert judged(late)["sasa/unit/absolute"]["decision"] == "undecided"
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from figures.tuning import PRICE, Recipe, best, harmless, run_grid
-from sasa_theory.training import Job, TrainSettings
+from figures.tuning import PRICE, Recipe, best, harmless, late_change, run_grid
+from sasa_theory.training import Job, Run, TrainSettings
 from synthetic import World
 from synthetic.errors import LabError
 
@@ -68,6 +68,15 @@ def test_a_search_that_was_not_run_is_named_and_can_be_made(tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["search", "--out", str(tmp_path / "runs")])
     recipe.make(lambda out: {"out": out.name}, "What is searched.\nMore.")
     assert recipe() == {"out": "runs"} == json.loads(recipe.file.read_text())
+
+
+def test_late_change_compares_the_end_with_where_the_rate_began_to_fall():
+    def of(explained):
+        return late_change(Run(None, None, [{"explained_variance_raw": v} for v in explained], 0.0))
+
+    assert of([0.5] * 40) == 1.0 and of([]) == 1.0
+    assert of([0.5] * 30 + [0.75] * 10) == pytest.approx(0.5)
+    assert of([0.0] * 24 + [0.8] * 16) == pytest.approx(1.0)  # what happened before does not count
 
 
 def test_a_grid_holds_what_every_run_left(tmp_path):
