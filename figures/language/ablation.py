@@ -17,7 +17,7 @@ import numpy as np
 
 from figures.language.ablation_draw import draw, tables
 from figures.language.blocks import BLOCK, BlockErrors, explained_more, whole_blocks, with_interval
-from figures.language.study import NEEDS, OPTIONS, Study
+from figures.language.study import NEEDS, OPTIONS, Study, decided
 from figures.registry import Context, Figure, figures
 from sasa_theory.evaluation import Calculator, DeadShare, ExplainedVariance, Sparsity
 from sasa_theory.evaluation import run as measure
@@ -67,7 +67,7 @@ def run(context: Context) -> dict[str, Any]:
     return {
         "numbers": numbers,
         "tables": tables(numbers),
-        "findings": [finding(numbers)],
+        "findings": decided([finding(numbers)], context),
         "settings": {
             **study.settings(),
             "models": {f"{k[0]}, {k[1]}": dict(jobs[k].settings) for k in wanted},

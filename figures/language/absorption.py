@@ -15,7 +15,7 @@ import numpy as np
 
 from figures.language.absorption_draw import PUBLISHED, draw, name_of, tables
 from figures.language.configuration import ARCHITECTURES, BASELINES
-from figures.language.study import NEEDS, OPTIONS, Study
+from figures.language.study import NEEDS, OPTIONS, Study, decided
 from figures.registry import Context, Figure, figures
 from sasa_theory.concepts.first_letter import WordStates, word_states, words
 from sasa_theory.concepts.letter_absorption import (
@@ -62,7 +62,7 @@ def run(context: Context) -> dict[str, Any]:
     return {
         "numbers": numbers,
         "tables": tables(numbers),
-        "findings": [finding(numbers, decided=context.profile != "quick")],
+        "findings": decided([finding(numbers)], context),
         "settings": {**study.settings(), "words_per_letter": PER_LETTER[context.profile]},
     }
 
@@ -164,7 +164,7 @@ def _comparisons(
     return out
 
 
-def finding(numbers: dict[str, Any], decided: bool) -> dict[str, str]:
+def finding(numbers: dict[str, Any]) -> dict[str, str]:
     """SASA against the paper's rivals at each L0: less where the whole interval of the difference lies below zero.
 
     A comparison with a dictionary whose main units hardly tell the letters does not count: what has no unit cannot be
@@ -189,7 +189,7 @@ def finding(numbers: dict[str, Any], decided: bool) -> dict[str, str]:
             shown.append(f"{name_of(cell)} at L0 {cell['l0']} {np.mean(values):.3f} (F1 {np.mean(told):.2f})")
     letters = len(numbers["letters"])
     status = "undecided"
-    if decided and letters >= ENOUGH_LETTERS:
+    if letters >= ENOUGH_LETTERS:
         status = {("less", "less"): "supported", ("more", "more"): "refuted"}.get((verdicts[0], verdicts[1]), status)
         if set(verdicts) == {"less", "more"}:
             status = "needs an assumption"

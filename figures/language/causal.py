@@ -38,7 +38,7 @@ from figures.language.causal_measure import (
 from figures.language.causal_prompts import TEMPLATES, prompt_sets
 from figures.language.concepts import in_templates
 from figures.language.configuration import ARCHITECTURES
-from figures.language.study import NEEDS, OPTIONS, Study
+from figures.language.study import NEEDS, OPTIONS, Study, decided
 from figures.registry import Context, Figure, figures
 from sasa_theory.activations import LanguageModel
 from sasa_theory.activations.continuation import Continuation
@@ -81,7 +81,7 @@ def run(context: Context) -> dict[str, Any]:
     return {
         "numbers": numbers,
         "tables": tables(numbers),
-        "findings": findings(numbers),
+        "findings": decided(findings(numbers), context),
         "settings": {**study.settings(), "random_draws": DRAWS[context.profile]},
     }
 

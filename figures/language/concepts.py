@@ -20,7 +20,7 @@ import torch
 from figures.language.concepts_draw import draw, tables
 from figures.language.configuration import ARCHITECTURES
 from figures.language.held_out import HeldOut, held_out, with_words
-from figures.language.study import NEEDS, OPTIONS, Study
+from figures.language.study import NEEDS, OPTIONS, Study, decided
 from figures.registry import Context, Figure, figures
 from sasa_theory.activations import LanguageModel
 from sasa_theory.concepts import CONCEPTS, Concept, concept
@@ -91,7 +91,7 @@ def run(context: Context) -> dict[str, Any]:
     return {
         "numbers": numbers,
         "tables": tables(numbers),
-        "findings": findings(leads, made.group_rank),
+        "findings": decided(findings(leads, made.group_rank), context),
         "settings": {**study.settings(), "templates": n_templates, "words": n_words, "contexts_per_concept": each},
     }
 

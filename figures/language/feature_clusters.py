@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from figures.language.concepts import FEWEST, SIZES
 from figures.language.concepts_draw import COLOURS, LABELS
 from figures.language.configuration import ARCHITECTURES
 from figures.language.held_out import HeldOut, held_out, with_words
-from figures.language.study import NEEDS, OPTIONS, Study
+from figures.language.study import NEEDS, OPTIONS, Study, decided
 from figures.registry import Context, Figure, figures, table
 from sasa_theory.concepts import CONCEPTS, concept
 from sasa_theory.concepts.matching import match
@@ -27,6 +28,7 @@ from sasa_theory.concepts.scores import unit_scores
 from sasa_theory.evaluation.clusters import FiringMass, decoder_clusters
 from sasa_theory.evaluation.planted import decoder_grams
 from sasa_theory.evaluation.subspaces import CodeMoments, contribution_directions
+from sasa_theory.resampling import bootstrap
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +73,7 @@ def run(context: Context) -> dict[str, Any]:
     return {
         "numbers": numbers,
         "tables": _tables(numbers),
-        "findings": _findings(numbers),
+        "findings": decided(_findings(numbers), context),
         "settings": study.settings(),
     }
 
@@ -239,11 +241,18 @@ def _findings(numbers: dict[str, Any]) -> list[dict[str, str]]:
     }
     if not numbers["concepts"] or not all(ratio.values()):
         return [{"sentence": "real-splitting", "status": "undecided", "text": "too little text to measure anything"}]
-    units = {name: _typical_units(numbers, name) for name in numbers["architectures"]}
+    counts = {name: _units(numbers, name) for name in numbers["architectures"]}
+    units = {name: float(np.exp(np.log(count).mean())) for name, count in counts.items()}
     least = min(vectors, key=lambda name: units[name])
     lowest = min(vectors, key=lambda name: np.mean(ratio[name]))
     less_redundant = max(ratio["sasa"]) < min(ratio[lowest])
     fewer_units, fewer_columns = (factor * units["sasa"] < units[least] for factor in (1, numbers["rank"]))
+    logs = np.log(counts["sasa"] / counts[least])[:, None]
+    low, high = np.exp(
+        bootstrap(
+            np.hstack([logs, np.ones_like(logs)]), lambda drawn: drawn[:, 0] / drawn[:, 1], np.random.default_rng(0)
+        )
+    )
     status = "undecided"
     if less_redundant and fewer_units:
         status = "supported" if fewer_columns else "needs an assumption"
@@ -253,18 +262,19 @@ def _findings(numbers: dict[str, Any]) -> list[dict[str, str]]:
         f"directions per dimension over those of random directions: SASA {np.mean(ratio['sasa']):.2f}, lowest vector "
         f"dictionary {LABELS[lowest]} {np.mean(ratio[lowest]):.2f}; half of a concept's firing takes "
         f"{units['sasa']:.1f} groups ({numbers['rank'] * units['sasa']:.1f} columns) of SASA and {units[least]:.1f} "
-        f"latents of {LABELS[least]} (geometric mean of {len(numbers['concepts'])} concepts)"
+        f"latents of {LABELS[least]} (geometric mean of {len(numbers['concepts'])} concepts; groups for a latent "
+        f"{units['sasa'] / units[least]:.2f} [{low:.2f}, {high:.2f}], concepts drawn again)"
     )
     return [{"sentence": "real-splitting", "status": status, "text": text}]
 
 
-def _typical_units(numbers: dict[str, Any], architecture: str) -> float:
-    """Geometric mean over concepts of the units that carry half of the excess firing."""
+def _units(numbers: dict[str, Any], architecture: str) -> "Float[np.ndarray, ' concepts']":
+    """The units that carry half of each concept's excess firing, one at least."""
     counts = [
         _mean(_of(numbers["masses"], architecture=architecture, concept=name, kind="excess", share=0.5), "units")
         for name in numbers["concepts"]
     ]
-    return float(np.exp(np.mean(np.log(np.maximum(counts, 1)))))
+    return np.maximum(counts, 1.0)
 
 
 def draw(result: dict[str, Any]) -> dict[str, Any]:

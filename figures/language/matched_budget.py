@@ -20,7 +20,7 @@ import torch
 from figures.language.blocks import BLOCK, BlockErrors, explained_more, whole_blocks, with_interval
 from figures.language.configuration import ARCHITECTURES, BASELINES
 from figures.language.matched_budget_draw import draw, tables
-from figures.language.study import NEEDS, OPTIONS, Study
+from figures.language.study import NEEDS, OPTIONS, Study, decided
 from figures.registry import Context, Figure, figures
 from sasa_theory.evaluation import Calculator, Cosine, DeadShare, ExplainedVariance, Sparsity
 from sasa_theory.evaluation import run as measure
@@ -89,7 +89,7 @@ def run(context: Context) -> dict[str, Any]:
     return {
         "numbers": numbers,
         "tables": tables(numbers),
-        "findings": findings(numbers),
+        "findings": decided(findings(numbers), context),
         "settings": study.settings(),
     }
 

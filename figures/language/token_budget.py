@@ -12,7 +12,7 @@ import numpy as np
 
 from figures.language.blocks import BLOCK, BlockErrors, whole_blocks
 from figures.language.configuration import BASELINES
-from figures.language.study import NEEDS, OPTIONS, Study
+from figures.language.study import NEEDS, OPTIONS, Study, decided
 from figures.registry import Context, Figure, figures, table
 from sasa_theory.evaluation import ExplainedVariance
 from sasa_theory.evaluation import run as measure
@@ -60,7 +60,7 @@ def run(context: Context) -> dict[str, Any]:
     return {
         "numbers": numbers,
         "tables": _tables(numbers),
-        "findings": findings(numbers),
+        "findings": decided(findings(numbers), context),
         "settings": study.settings(),
     }
 

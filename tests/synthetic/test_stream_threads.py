@@ -1,10 +1,11 @@
-"""A stream draws on one torch thread and leaves torch's threads, and the numbers, as they were."""
+"""A batch is drawn on one torch thread and leaves torch's threads, and the numbers, as they were."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from synthetic.batch import FrameTable
 from synthetic.stream import one_thread
 from synthetic.world import World
 
@@ -17,17 +18,23 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("name", ["smoke", "manifold-superposition"])
-def test_batches_are_those_of_any_number_of_threads(two_threads, monkeypatch, name):
-    world = World.from_spec(name)
-    inside = []
-    sample = world.sample
-    monkeypatch.setattr(world, "sample", lambda *given: inside.append(torch.get_num_threads()) or sample(*given))
+def test_batches_are_those_of_any_number_of_threads(two_threads, monkeypatch, name, large):
+    """One thread draws; every thread adds up the frames of a large batch, here of any."""
+    if large:
+        monkeypatch.setattr("synthetic.world.MANY", 0)
+    world, drawing, adding = World.from_spec(name), [], []
+    draw, add_up = world._draw, FrameTable.add_up
+    monkeypatch.setattr(world, "_draw", lambda *a, **b: drawing.append(torch.get_num_threads()) or draw(*a, **b))
+    monkeypatch.setattr(FrameTable, "add_up", lambda *a: adding.append(torch.get_num_threads()) or add_up(*a))
     stream, twin = world.batches(3000), world.batches(3000)
-    drawn = stream.batch()
-    assert inside == [1] and torch.get_num_threads() == 2
-    again = sample(3000, twin._generator)
-    assert torch.equal(drawn.x, again.x) and torch.equal(drawn.index, again.index)
+    drawn, rows = stream.batch(), next(stream)
+    assert drawing == [1, 1] and adding == ([2, 2] if large else [1, 1])
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    again = twin.batch()
+    assert torch.equal(drawn.x, again.x) and torch.equal(drawn.index, again.index) and torch.equal(rows, next(twin))
 
 
 def test_the_number_of_threads_comes_back_after_an_error(two_threads):

@@ -81,17 +81,16 @@ def test_who_absorbs_is_seen_and_who_does_not_is_not(numbers):
 
 
 def test_the_finding_needs_a_majority_letters_and_readable_units(numbers):
-    assert finding(numbers, decided=True)["status"] == "undecided"  # one less, one no difference
+    assert finding(numbers)["status"] == "undecided"  # one less, one no difference
     only = numbers | {"comparisons": [e for e in numbers["comparisons"] if e["rival"] == "matryoshka"]}
-    assert finding(only, decided=True)["status"] == "supported"
-    assert finding(only, decided=False)["status"] == "undecided"
-    assert finding(only | {"letters": numbers["letters"][:19]}, decided=True)["status"] == "undecided"
+    assert finding(only)["status"] == "supported"
+    assert finding(only | {"letters": numbers["letters"][:19]})["status"] == "undecided"
     silent = [entry | {"readable": False} for entry in only["comparisons"]]
-    assert finding(only | {"comparisons": silent}, decided=True)["status"] == "undecided"
+    assert finding(only | {"comparisons": silent})["status"] == "undecided"
     turned = [entry | {"fraction_interval": [0.1, 0.2]} for entry in only["comparisons"]]
-    assert finding(only | {"comparisons": turned}, decided=True)["status"] == "refuted"
+    assert finding(only | {"comparisons": turned})["status"] == "refuted"
     mixed = [e | {"fraction_interval": [0.1, 0.2]} if e["units"] == "groups" else e for e in only["comparisons"]]
-    assert finding(only | {"comparisons": mixed}, decided=True)["status"] == "needs an assumption"
+    assert finding(only | {"comparisons": mixed})["status"] == "needs an assumption"
 
 
 def test_tables_and_picture_come_from_the_numbers_alone(numbers):

@@ -156,7 +156,7 @@ def test_the_plane_that_makes_the_answer_is_found_removed_restored_and_moved(pla
     whole, latent = entry["sasa", "all", "contribution", "word"], entry["topk", "one", "contribution", "word"]
     assert whole["share_shift"]["value"] == pytest.approx(1.0, abs=1e-4)
     assert latent["share_shift"]["value"] < 0.7, "one direction cannot turn a circle"
-    assert result["findings"][0]["status"] == "supported"
+    assert causal.findings(result["numbers"])[0]["status"] == "supported"
     for stem, picture in figures["causal"].draw(result).items():
         picture.savefig(tmp_path / f"{stem}.png", dpi=40)
         assert (tmp_path / f"{stem}.png").stat().st_size > 10_000
@@ -183,7 +183,7 @@ def test_a_group_that_is_not_used_is_no_support(planted, tmp_path, monkeypatch):
         if (e["concept"], e["model"], e["units"], e["part"], e["site"]) == ("both", "sasa", "one", "subspace", "word")
     )
     assert group["share_class"]["value"] == pytest.approx(0.0, abs=1e-4)
-    assert result["findings"][0]["status"] == "refuted"
+    assert causal.findings(result["numbers"])[0]["status"] == "refuted"
 
 
 def test_words_that_cannot_be_exchanged_are_left_out_and_named(monkeypatch):
