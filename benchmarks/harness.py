@@ -154,6 +154,29 @@ def machine() -> dict[str, Any]:
     }
 
 
+def product_rates(batch: int, width: int, columns: int, rounds: int = 3) -> dict[str, Any]:
+    """GFLOP/s in fp32 of (batch, width) x (width, columns) on this CPU, with MKL and with oneDNN, in turn.
+
+    MKL is known to run at half rate on some CPUs that are not Intel's. oneDNN is called by its own tensor layout: the
+    switch torch.backends.mkldnn.matmul.fp32_precision = "bf16" also reaches it, but rounds where bf16 is native (AMX).
+    """
+    import torch
+
+    x, weight = torch.randn(batch, width), torch.randn(columns, width)
+    sides = [Contender("MKL", lambda: torch.mm(x, weight.T))] if torch.backends.mkl.is_available() else []
+    if torch.backends.mkldnn.is_available():
+        theirs, packed = x.to_mkldnn(), weight.to_mkldnn()
+        sides.append(Contender("oneDNN", lambda: torch.nn.functional.linear(theirs, packed)))
+    with torch.no_grad():
+        times = race(sides, rounds, "products")
+    flop = 2 * batch * width * columns
+    return {
+        "size": [batch, width, columns],
+        "threads": torch.get_num_threads(),
+        "gflop_per_second": {name: flop / timing.median / 1e9 for name, timing in times.items()},
+    }
+
+
 def save(name: str, result: Mapping[str, Any], out: Path = RESULTS) -> Path:
     """Write OUT/NAME.json with the machine; returns the path."""
     return write_json(out / f"{name}.json", {"benchmark": name, "machine": machine(), **result})

@@ -175,9 +175,13 @@ def save_figure(picture: "Figure", path: Path) -> Path:
 def tables(folder: Path) -> str:
     """Markdown of what folder/step.json and folder/data.json hold; raises UsageError without the first."""
     result = load(folder / "step.json", "runs")
-    text = [part(result, device) for device in ("cpu", "cuda") for part in (_step_table, _architecture_table)]
+    parts = (_step_table, _architecture_table, _share_table)
+    text = [part(result, device) for device in ("cpu", "cuda") for part in parts]
+    text.insert(1, _rates(result))
     if not any(run["device"].startswith("cuda") for run in result["runs"]):
         text.append("On a GPU the step is unmeasured so far: `sasa-lab bench step --profile gpu --device cuda`.\n")
+    if (folder / "published.json").is_file():
+        text.append(_published(load(folder / "published.json", "runs")))
     if (folder / "data.json").is_file():
         text.append(_data_table(load(folder / "data.json", "runs")))
     return "\n".join(part for part in text if part)
@@ -223,6 +227,55 @@ def _step_table(result: dict[str, Any], device: str) -> str:
     text = f"{_markdown(lines)}\n{place}; {peers}; {here['date'][:10]}."
     others = {run["code"] for run in result["runs"] if run["device"].startswith(device)} - {runs[0]["code"]}
     return text + (" The picture also holds comparisons of an earlier version of the step.\n" if others else "\n")
+
+
+def _rates(result: dict[str, Any]) -> str:
+    """What MKL and oneDNN make of the encoder's product on the CPU, and what of the ratios comes from that."""
+    measured = result.get("products")
+    if not measured or not {"MKL", "oneDNN"} <= set(rates := measured["gflop_per_second"]):
+        return ""
+    (batch, width, columns), times = measured["size"], rates["oneDNN"] / rates["MKL"]
+    said = (
+        f"so up to {times:.2g} times of a ratio comes from MKL's rate on this CPU"
+        if times > 1.25
+        else "so no part of the ratios comes from a slow MKL here"
+    )
+    ours = "; our compiled step screens in int8" if measured["int8_is_faster"] else ""
+    return (
+        f"Encoder's product in fp32, {batch:,} x {width:,} by {width:,} x {columns:,}, {measured['threads']} threads: "
+        f"MKL, which multiplies for the published code and the peers, {rates['MKL']:.0f} GFLOP/s, oneDNN "
+        f"{rates['oneDNN']:.0f}, {said}{ours}.\n"
+    )
+
+
+def _published(result: dict[str, Any]) -> str:
+    """How near the restated step is to the published one, in loss, gradients and time."""
+    runs, here = result["runs"], result["machine"]
+    loss = max(run["loss"] for run in runs)
+    gradient = max(difference for run in runs for difference in run["gradients"].values())
+    times = ", ".join(f"{run['time_ratio']:.2f} at {run['setting']['dead']:.0%} dead" for run in runs)
+    return (
+        f"The restated step beside the published one at the main sizes: loss differs by {loss:.1g}, gradients by "
+        f"{gradient:.1g} at most (relative); its time is {times} of the published one's "
+        f"({here['cpu']}, {runs[0]['threads']} threads, {here['date'][:10]}).\n"
+    )
+
+
+def _share_table(result: dict[str, Any], device: str, largest: int = 5) -> str:
+    """The parts of our SASA step that take the most time, by source line on a CPU and by kernel on a GPU."""
+    runs = [run for name in ("main", "small") for run in sweep(result, name, device) if "sasa" in run["shares"]]
+    runs = [run for run in runs if run["setting"]["width"] == SWEEPS["main"][0].width or not run["setting"]["dead"]]
+    if not runs:
+        return ""
+    lines = [["share of our SASA step", *(_title(run) for run in runs)], ["---", *("---" for _ in runs)]]
+    columns = []
+    for run in runs:
+        named = [(name, share) for name, share in run["shares"]["sasa"].items() if name != "elsewhere"]
+        named = sorted(named, key=lambda one: -one[1])[:largest]
+        columns.append([f"{share:.0%} `{name[:60].replace('|', '/')}`" for name, share in named])
+        columns[-1] += [""] * (largest - len(named))
+    lines += [[str(place + 1), *cells] for place, cells in enumerate(zip(*columns, strict=True))]
+    return _markdown(lines)
 
 
 def _architecture_table(result: dict[str, Any], device: str) -> str:

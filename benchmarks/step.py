@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.contenders import ARCHITECTURES, COMMON, CONTENDERS, OURS, SPARSE, Bench, Setting, Step, rows
-from benchmarks.harness import RESULTS, Contender, machine, memory, race, save, sources
+from benchmarks.harness import RESULTS, Contender, machine, memory, product_rates, race, save, sources
 from benchmarks.parts import parts
 from sasa_theory.files import read_json
+from sasa_theory.models.rounding import int8_is_faster
 from synthetic.errors import LabError, UsageError, unknown
 
 NAME, FLOOR = "step", "encoder product"
@@ -139,7 +140,10 @@ def run(
         raise UsageError(f"--sasa-path is {plan.sasa_path}; expected a checkout that has sasa/model.py")
     file = out / f"{NAME}.json"
     place, now = _place(plan.device), sources(*CODE)
-    done: list[dict[str, Any]] = read_json(file)["runs"] if file.is_file() else []
+    saved = read_json(file) if file.is_file() else {"runs": []}
+    products = saved.get("products")
+    to_measure = plan.device == "cpu" and (force or products is None or products["place"] != place)
+    done: list[dict[str, Any]] = saved["runs"]
     done = [found for found in done if found["place"] == place or _kind(found["device"]) != _kind(plan.device)]
     for setting, precision, names, architecture in plan.comparisons():
         shown = describe(setting, precision) + (f", {architecture}" if architecture else "")
@@ -153,7 +157,12 @@ def run(
         found = {"key": key, "place": place, "code": now, "architecture": architecture}
         found |= compare(bench, names, plan.rounds, precision)
         done = [*(entry for entry in done if entry["key"] != key), found]
-        save(NAME, {"runs": done}, out)
+        if to_measure:
+            size = SWEEPS["main"][0]
+            products = {"place": place, "int8_is_faster": int8_is_faster()}
+            products |= product_rates(size.batch, size.width, size.columns)
+            to_measure = False
+        save(NAME, {"runs": done, **({"products": products} if products else {})}, out)
         tell(f"{shown}: {summary(found)}")
     return file
 

@@ -14,7 +14,7 @@ from synthetic.errors import UsageError
 #: profile -> sweeps and rounds of `bench step`
 STEP: dict[str, tuple[tuple[str, ...], int]] = {
     "quick": (("main", "small"), 3),
-    "standard": (("main", "small", "K", "r", "L0", "batch"), 5),
+    "standard": (("main", "small", "architectures", "K", "r", "L0", "batch", "dead"), 5),
     "gpu": (("main", "small", "gpu", "K", "r", "L0", "batch"), 10),
 }
 
@@ -36,7 +36,7 @@ class Options:
     profile: Literal["quick", "standard", "gpu"] = "quick"
     """quick (main sizes, few rounds), standard (all sweeps) or gpu (all and larger ones, with --device cuda)"""
     sweep: tuple[str, ...] = ()
-    """of step: sweeps instead of the profile's (main, small, K, r, L0, batch, gpu)"""
+    """of step: sweeps instead of the profile's (main, small, architectures, K, r, L0, batch, dead, gpu)"""
     contender: tuple[str, ...] = ()
     """of step: these contenders only"""
     rounds: int | None = None

@@ -122,6 +122,48 @@ def test_the_dead_sweep_is_the_ends_of_the_others_with_dead_units():
     assert {at.rank for at in step.SWEEPS["dead"]} >= {1, 32} and {at.l0 for at in step.SWEEPS["dead"]} >= {32, 240}
 
 
+def test_the_largest_parts_of_our_step_are_shown(tiny, tmp_path):
+    file = tmp_path / "step.json"
+    result = measure(tmp_path, ("main",), ("sasa",))
+    assert "| share of our SASA step |" in show.tables(tmp_path)
+    result["runs"][0]["shares"]["sasa"] = {"elsewhere": 0.3, "a: x | y": 0.4} | {
+        f"b{n}": 0.1 - 0.01 * n for n in range(6)
+    }
+    file.write_text(json.dumps(result))
+    text = show.tables(tmp_path)
+    lines = [line.split(" | ")[1] for line in text.splitlines() if line[:4] in {f"| {n} " for n in range(1, 6)}]
+    assert lines == ["40% `a: x / y`", "10% `b0`", "9% `b1`", "8% `b2`", "7% `b3`"]
+    assert "elsewhere" not in text and "b4" not in text
+
+
+def test_the_rates_of_the_product_are_measured_once_a_place_and_said_in_words(tiny, tmp_path):
+    products = measure(tmp_path, names=("sasa",))["products"]
+    assert products["size"] == [32, 8, 12] and products["threads"] == torch.get_num_threads()
+    assert all(rate > 0 for rate in products["gflop_per_second"].values())
+    assert measure(tmp_path, names=("sasa", "restated"))["products"] == products
+    for mkl, said in ((193.0, "no part of the ratios"), (100.0, "up to 2.1 times of a ratio")):
+        products["gflop_per_second"] = {"MKL": mkl, "oneDNN": 208.0}
+        text = show._rates({"products": products})
+        assert said in text and f"{mkl:.0f} GFLOP/s, oneDNN 208" in text
+    products["gflop_per_second"] = {"MKL": 193.0}
+    assert show._rates({"products": products}) == show._rates({}) == ""
+
+
+def test_the_check_of_the_restated_step_is_said_in_one_sentence():
+    runs = [
+        {
+            "setting": {"dead": dead},
+            "threads": 2,
+            "loss": dead * 1e-6,
+            "gradients": {"a": 2e-7, "b": 3e-6},
+            "time_ratio": t,
+        }
+        for dead, t in ((0.0, 0.97), (0.2, 1.04))
+    ]
+    text = show._published({"runs": runs, "machine": {"cpu": "a CPU", "date": "2026-01-02 03:04"}})
+    assert "loss differs by 2e-07, gradients by 3e-06" in text and "0.97 at 0% dead, 1.04 at 20% dead" in text
+
+
 def test_each_architecture_is_a_comparison_of_its_own_beside_the_main_one(tiny, tmp_path):
     names = ("sasa", "restated", "relu", "bsf")
     result = measure(tmp_path, ("main", "architectures"), names)
