@@ -56,8 +56,18 @@ def dataset(world: str | None, store: Path | None) -> "Dataset":
     return ActivationStore(str(store))
 
 
-def live(model: str, hook: str | None, text: Iterable[str], context: int, device: str) -> "Dataset":
-    """Activations of a language model that runs beside what reads them, without a store.
+def live(
+    model: str,
+    hook: str | None,
+    text: Iterable[str],
+    context: int,
+    device: str,
+    *,
+    keep_special: bool,
+    norm_limit: float,
+    prepend_bos: bool,
+) -> "Dataset":
+    """Activations of a language model that runs beside what reads them, without a store (norm_limit inf: none).
 
     Raises UsageError without a hook or text, or without the package transformers.
     """
@@ -67,7 +77,20 @@ def live(model: str, hook: str | None, text: Iterable[str], context: int, device
     require_transformers()
     from sasa_theory.activations import LanguageModel, LiveActivations, read_text
 
-    return LiveActivations(LanguageModel(model, device=device, context=context), read_text(words), hook)
+    return LiveActivations(
+        LanguageModel(model, device=device, context=context, prepend_bos=prepend_bos),
+        read_text(words),
+        hook,
+        norm_limit=limit(norm_limit),
+        keep_special=keep_special,
+    )
+
+
+def limit(medians: float) -> float | None:
+    """`--norm-limit` as a multiple of the median norm, None for inf; raises UsageError unless it is positive."""
+    if not medians > 0:
+        raise UsageError(f"--norm-limit is {medians}; expected a positive multiple of the median norm, or inf")
+    return None if medians == float("inf") else medians
 
 
 def require_transformers() -> None:

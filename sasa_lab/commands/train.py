@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import tyro
 
 from sasa_lab.arguments import checked_device, dataset, deadline, live, settings
+from sasa_lab.forecast import of_training
 from sasa_lab.running import tell
 from sasa_lab.sizes import default_settings
 from sasa_theory.models import architectures
 from sasa_theory.training import Job, TrainSettings, fit
-from sasa_theory.training.runs import directory
+from sasa_theory.training.runs import directory, is_finished
 from sasa_theory.training.trainer import STATE
 from synthetic.errors import UsageError, unknown
 from synthetic.source import Dataset
@@ -50,6 +51,12 @@ class Options:
     """what it reads: files, directories, patterns or Hugging Face datasets"""
     context: int = 128
     """tokens in each of its contexts"""
+    keep_special: bool = False
+    """keep its BOS and other special tokens (they are left out otherwise)"""
+    norm_limit: Annotated[float, tyro.conf.arg(metavar="MEDIANS")] = 3.0
+    """leave out its tokens whose norm is beyond this multiple of the median; inf keeps all"""
+    prepend_bos: bool = False
+    """begin its contexts with BOS although the tokenizer puts none there, as GPT-2's does not"""
     model_device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
     """where it runs, cuda:1 say (default: as --device)"""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
@@ -72,13 +79,16 @@ def run(options: Options) -> int:
     data = _data(options, device)
     chosen = _checked(options.arch, settings(options.set))
     sizes = default_settings(options.arch, data, chosen)
-    place = directory(data, Job(options.arch, sizes, options.training), options.out)
+    job = Job(options.arch, sizes, options.training)
+    place = directory(data, job, options.out)
     if options.resume and not (place / STATE).exists():
         raise UsageError(
             f"nothing to resume: {place} holds no checkpoint of these settings; repeat the stopped run's options, or "
             "leave --resume out to begin"
         )
     tell(f"{options.arch}: {', '.join(f'{key}={value}' for key, value in sizes.items())}")
+    if options.world is None and not is_finished(place):
+        tell(of_training(data, job, device))
     done = fit(data, options.arch, sizes, options.training, out=options.out, device=device, deadline=stop)
     tell(_summary(done.log[-1]))
     tell(f"trained in {done.seconds:.0f} s: {done.directory}")
@@ -92,7 +102,16 @@ def _data(options: Options, device: str) -> Dataset:
     if options.world is not None or options.store is not None:
         raise UsageError("expected one of --world SPEC, --store DIR and --model ID_OR_PATH, got several")
     elsewhere = device if options.model_device is None else checked_device(options.model_device)
-    return live(options.model, options.hook, options.text, options.context, elsewhere)
+    return live(
+        options.model,
+        options.hook,
+        options.text,
+        options.context,
+        elsewhere,
+        keep_special=options.keep_special,
+        norm_limit=options.norm_limit,
+        prepend_bos=options.prepend_bos,
+    )
 
 
 def defaults(words: Sequence[str]) -> "Options | None":

@@ -213,6 +213,34 @@ def take_tokens(chunks: Iterator[Chunk], tokens: int) -> Iterator[Chunk]:
         yield chunk
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Tokens a second: tokenised, and run by a language model to a hook."""
+
+    tokenised: float
+    run: float
+
+
+def measure_pace(model: LanguageModel, hook: str, texts: Iterable[str], tokens: int = 512) -> Pace:
+    """Time `model` on the first `tokens` tokens of the text (one context at least), run once before that.
+
+    Raises UsageError for a text without a token.
+    """
+    contexts, seen, began = [], 0, time.perf_counter()
+    for item in model.contexts(texts):
+        contexts.append(item)
+        seen += len(item.ids)
+        if seen >= tokens:
+            break
+    if not contexts:
+        raise UsageError("the text holds no tokens; name one with words in it")
+    read = time.perf_counter()
+    model.run_contexts(contexts[:1], hook)
+    ran = time.perf_counter()
+    model.run_contexts(contexts, hook)
+    return Pace(seen / (read - began), seen / (time.perf_counter() - ran))
+
+
 def median_norm(model: LanguageModel, chunks: Iterable[Chunk]) -> float:
     """Median norm of the tokens that are not special, NaN left aside (the writer names it).
 

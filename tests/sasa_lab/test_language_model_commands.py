@@ -41,13 +41,17 @@ def words(model, here) -> list:
 def test_text_to_store_to_dictionary_to_report(lab, words):
     stored = lab(*words, "--hook", "blocks.1.hook_resid_pre")
     assert stored.status == 0 and "608 tokens stored in store" in stored.out, stored.err
+    # 16 bfloat16 numbers and 24 bytes a row, said before anything is run
+    assert stored.out.startswith("600 tokens to run: about ") and "disk: 0.00 GB; memory: about" in stored.out
     again = lab(*words, "--hook", "blocks.1.hook_resid_pre")
-    assert again.status == 0 and "0 tokens run" in again.out
+    assert again.status == 0 and "0 tokens run" in again.out and "to run" not in again.out
     sizes = {"sasa": ["n_groups=8", "group_rank=2", "active_groups=2"], "topk": ["n_latents=16", "active_latents=4"]}
     for architecture, chosen in sizes.items():
         data = ["--store", "store"]
         trained = lab("train", "--arch", architecture, *data, "--set", *chosen, "--steps", 5, "--batch-size", 64)
-        assert trained.status == 0, trained.err
+        assert trained.status == 0 and "5 steps, 320 tokens: about 0.1 minutes; memory: about" in trained.out, (
+            trained.err
+        )
         done = lab("evaluate", trained.out.split()[-1], *data, "--rows", 30)
         assert done.status == 0 and "explained_variance_normalised" in done.out, done.err
     assert Path("results/report.html").read_text().count("evaluate/") >= 2
@@ -60,9 +64,37 @@ def test_a_dictionary_trained_beside_the_model_needs_no_store(lab, words, model)
     assert trained.status == 0 and not Path("store").exists(), trained.err
     again = lab("train", "--arch", "sasa", *data, *sizes)
     assert again.out.split()[-1] == trained.out.split()[-1]
+    assert "6 steps, 384 tokens: about" in trained.out and "6 steps, " not in again.out
     for wrong, said in ((["--model", model], "--hook"), ([*data, "--world", "smoke"], "got several")):
         done = lab("train", "--arch", "sasa", *wrong)
         assert done.status == 2 and said in done.err, done.err
+
+
+def test_tokens_are_chosen_beside_the_model_as_for_a_store(lab, words, model):
+    """--prepend-bos, --keep-special and --norm-limit of `train` give the dataset of that name."""
+    from sasa_theory.activations import LanguageModel, LiveActivations, read_text
+
+    hook, texts = "blocks.1.hook_resid_pre", read_text(["text.txt"])
+    data = ["--model", model, "--hook", hook, "--text", "text.txt", "--context", 16]
+    sizes = ["--set", "n_groups=8", "group_rank=2", "active_groups=2", "--steps", 2, "--batch-size", 64]
+    with_bos = LanguageModel(model, context=16, prepend_bos=True)
+    asked = LiveActivations(with_bos, texts, hook, norm_limit=None, keep_special=True)
+    for words, expected in (
+        ([], LiveActivations(LanguageModel(model, context=16), texts, hook)),
+        (["--prepend-bos", "--keep-special", "--norm-limit", "inf"], asked),
+    ):
+        done = lab("train", "--arch", "sasa", *data, *sizes, *words)
+        assert done.status == 0, done.err
+        run = json.loads((Path(done.out.split()[-1]) / "run.json").read_text())
+        assert run["data"] == expected.fingerprint()
+    # the model on a device of its own: another name of the CPU, so that it is moved there and its rows back
+    elsewhere = lab("train", "--arch", "sasa", *data, *sizes, "--out", "other", "--model-device", "cpu:0")
+    plain = lab("train", "--arch", "sasa", *data, *sizes)
+    assert elsewhere.status == 0, elsewhere.err
+    weights = [Path(one.out.split()[-1]) / "sae_weights.safetensors" for one in (elsewhere, plain)]
+    assert weights[0] != weights[1] and weights[0].read_bytes() == weights[1].read_bytes()
+    wrong = lab("train", "--arch", "sasa", *data, *sizes, "--norm-limit", 0)
+    assert wrong.status == 2 and "--norm-limit is 0" in wrong.err
 
 
 @pytest.mark.parametrize(
