@@ -5,9 +5,10 @@
     project  out(t, c) = <x[t], rows[c]>
 
 `bags` decodes; `outer` and `project` are its gradients by its table and by its values; `select` is the gate itself, on
-a chunk of pre-activations. A row uses the columns [k r, (k+1) r) of its units k. Nothing here asks the device for a
-number, shapes depend on (B, s, r, K) alone, and every sum has one order (no atomics): equal runs stay equal bit for
-bit. `fastest` gives the same functions as Triton kernels where there are any.
+a chunk of pre-activations. A row uses the columns [k r, (k+1) r) of its units k; rows that use unequally many units are
+given as one list of pairs, index (P, 1) and values (P, 1, r), with the `ragged` that says whose each is. Nothing here
+asks the device for a number, shapes depend on (B, s, r, K) alone, and every sum has one order (no atomics): equal runs
+stay equal bit for bit. `fastest` gives the same functions as Triton kernels where there are any.
 """
 
 import functools
@@ -18,6 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
+
+from sasa_theory.models.codes import Ragged
 
 #: candidates come from the units in sets of this many: the s best lie in the s sets with the largest members
 SET = 16
@@ -73,29 +76,44 @@ def best(norms: "Float[Tensor, 'B K']", n_best: int) -> "Int[Tensor, 'B s']":
 
 
 def bags(
-    index: "Int[Tensor, 'B s']", values: "Float[Tensor, 'B s r']", rows: "Float[Tensor, 'Kr D']"
+    index: "Int[Tensor, 'B s']",
+    values: "Float[Tensor, 'B s r']",
+    rows: "Float[Tensor, 'Kr D']",
+    ragged: Ragged | None = None,
 ) -> "Float[Tensor, 'B D']":
     """out[t] = sum over slots i and columns j of values[t, i, j] rows[index[t, i] r + j]; index -1 is skipped."""
     if values.numel() == 0:
-        return rows.new_zeros(len(index), rows.shape[1])
+        return rows.new_zeros(len(index) if ragged is None else len(ragged.starts) - 1, rows.shape[1])
     # detached, or what only embedding_bag's own gradient would need is made too
     rows, values = rows.detach(), values.detach()
     weights = values if _full(index) else values * (index >= 0)[..., None]
     columns = _columns(index, values.shape[2])
-    return embedding_bag(columns, rows, per_sample_weights=weights.flatten(1), mode="sum")
+    if ragged is None:
+        return embedding_bag(columns, rows, per_sample_weights=weights.flatten(1), mode="sum")
+    starts = (ragged.starts * values.shape[2]).to(columns.dtype)
+    return embedding_bag(
+        columns.flatten(), rows, starts, per_sample_weights=weights.flatten(), mode="sum", include_last_offset=True
+    )
 
 
 def project(
-    index: "Int[Tensor, 'B s']", x: "Float[Tensor, 'B D']", rows: "Float[Tensor, 'Kr D']", rank: int
+    index: "Int[Tensor, 'B s']",
+    x: "Float[Tensor, 'B D']",
+    rows: "Float[Tensor, 'Kr D']",
+    rank: int,
+    ragged: Ragged | None = None,
 ) -> "Float[Tensor, 'B s r']":
     """out[t, i, j] = <x[t], rows[index[t, i] r + j]>; 0 where index is -1."""
     batch, slots = index.shape
     if index.numel() == 0:
         return x.new_zeros(batch, slots, rank)
     columns = _columns(index, rank).flatten()
-    bag = torch.arange(batch, dtype=columns.dtype, device=x.device)
-    bag = bag.repeat_interleave(slots * rank, output_size=len(columns))
-    offsets = torch.arange(0, len(columns), slots * rank, dtype=columns.dtype, device=x.device)
+    whose = torch.arange(batch, device=x.device) if ragged is None else ragged.of
+    bag = whose.to(columns.dtype).repeat_interleave(slots * rank, output_size=len(columns))
+    if ragged is None:
+        offsets = torch.arange(0, len(columns), slots * rank, dtype=columns.dtype, device=x.device)
+    else:
+        offsets = (ragged.starts[:-1] * rank).to(columns.dtype)
     # the operation behind embedding_bag's own gradient, called here without the gradient of the table
     dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(x, rows, columns, offsets, bag, 0)
     dots = dots.view(batch, slots, rank)
@@ -108,6 +126,7 @@ def outer(
     x: "Float[Tensor, 'B D']",
     n_columns: int,
     with_sums: bool = False,
+    ragged: Ragged | None = None,
 ) -> "tuple[Float[Tensor, 'Kr D'], Float[Tensor, ' Kr'] | None]":
     """Per column, the sum of values times x over the pairs that use it; and, if asked, the sum of the values."""
     _, slots, rank = values.shape
@@ -116,7 +135,7 @@ def outer(
     weights = (values if _full(index) else values * (index >= 0)[..., None]).flatten(0, 1)
     by_unit, order = index.clamp_min(0).flatten().to(torch.int32).sort(stable=True)
     starts = torch.searchsorted(by_unit, torch.arange(n_columns // rank, dtype=torch.int32, device=x.device))
-    row = torch.div(order, slots, rounding_mode="floor")
+    row = torch.div(order, slots, rounding_mode="floor") if ragged is None else ragged.of[order]
     gradient = x.new_empty(n_columns // rank, rank, x.shape[1])
     for j, weight in enumerate(weights.index_select(0, order).T.contiguous()):
         gradient[:, j] = embedding_bag(row, x, starts, per_sample_weights=weight, mode="sum")

@@ -195,7 +195,7 @@ def combine(codes: Codes, rows: "Float[Tensor, 'Kr D']") -> "Float[Tensor, 'B D'
     if slots == 0:
         return rows.new_zeros(batch, rows.shape[1])
     if gated_torch.available(codes.values, rows):
-        return gated_torch.combine(codes.index, codes.values, rows)
+        return gated_torch.combine(codes.index, codes.values, rows, codes.ragged)
     start = codes.index.clamp_min(0)[..., None] * codes.rank
     index = (start + torch.arange(codes.rank, device=start.device)).reshape(batch, -1)
     weights = codes.values.reshape(batch, -1).to(rows.dtype)

@@ -24,6 +24,7 @@ from sasa_theory.models.base import (
 )
 from sasa_theory.models.codes import Codes
 from sasa_theory.models.form import GatedForm
+from sasa_theory.models.gate import best_of_batch
 from sasa_theory.models.registry import architectures
 from synthetic.errors import UsageError
 
@@ -50,34 +51,18 @@ class BatchTopK(SparseModel):
 
     def encode(self, x: "Float[Tensor, 'B D']") -> Codes:
         """Latents above the threshold; before any training step, the batch's own selection."""
-        pre = self.pre_activations(x).relu()
-        return gated_by(pre, self.threshold) if self.threshold >= 0 else self.select(pre)[0]
+        if self.threshold >= 0:
+            return gated_by(self.pre_activations(x).relu(), self.threshold)
+        return Codes(None, self.choose(x)[0].dense(), self.n_units)
 
-    def select(self, pre: "Float[Tensor, 'B K']", processes: int = 1) -> "tuple[Codes, Float[Tensor, '']]":
-        """The batch's B k largest entries, and the smallest positive one of them (0 if there is none).
-
-        With the number of `processes` that train together it is one choice among the entries of all their batches; of
-        entries that equal the least, all are then on.
-        """
-        with torch.no_grad():
-            wanted = len(pre) * self.active_latents * processes
-            # topk on the flattened batch; kthvalue would sort everything
-            top = pre.flatten().topk(min(wanted, pre.numel()), sorted=False)
-            kept = torch.ones_like(top.indices, dtype=torch.bool)
-            if processes > 1:
-                kept = top.values >= parallel.nth_largest(top.values, wanted)
-            mask = torch.zeros(pre.numel(), dtype=torch.bool, device=pre.device)
-            mask[top.indices] = kept
-            smallest = torch.where(kept & (top.values > 0), top.values, torch.inf).amin()
-            if processes > 1:
-                smallest = parallel.least(smallest)
-            smallest = torch.where(smallest.isfinite(), smallest, 0.0)
-        return Codes(None, (pre * mask.view_as(pre))[..., None], self.n_units), smallest
+    def choose(self, x: "Float[Tensor, 'B D']", processes: int = 1) -> "tuple[Codes, Float[Tensor, '']]":
+        """The batch's B k largest latents, and the smallest positive one of them; see `best_of_batch`."""
+        return best_of_batch(x, self.W_enc, self.b_enc, self.b_dec, self.active_latents, processes)
 
     def loss(
         self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0
     ) -> Loss:
-        codes, smallest = self.select(self.pre_activations(x).relu(), parallel.world_size())
+        codes, smallest = self.choose(x, parallel.world_size())
         xhat = self.decode(codes)
         parts = {
             "reconstruction": reconstruction_error(x, xhat),

@@ -1,7 +1,8 @@
 """Codes: which units are on, and with which coefficients.
 
 A gated model keeps, for each sample, the indices of at most s units and their r coefficients; nothing of size
-(batch, K r) is needed. Dense codes (index None) hold all K units behind the same interface.
+(batch, K r) is needed. Dense codes (index None) hold all K units behind the same interface. A gate that chooses for the
+whole batch at once gives rows of unequal length: its codes are one list of (row, unit, coefficients), row by row.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,23 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Ragged:
+    """Rows of unequal length: of the pairs 0 .. P-1, those in [starts[t], starts[t+1]) belong to row t.
+
+    of      (P,) int64, the row of each pair, ascending.
+    starts  (B + 1,) int64.
+    """
+
+    of: "Int[Tensor, ' P']"
+    starts: "Int[Tensor, ' B+1']"
+
+    @classmethod
+    def by(cls, of: "Int[Tensor, ' P']", batch: int) -> "Ragged":
+        """From the ascending rows of the pairs."""
+        return cls(of, torch.searchsorted(of, torch.arange(batch + 1, device=of.device)))
+
+
+@dataclass(frozen=True)
 class Codes:
     """Codes of a batch.
 
@@ -19,17 +37,24 @@ class Codes:
     values  (B, s, r) coefficients of those units; (B, K, r) when dense.
     n_units K.
     fired   (K,) what `counts` gives, where whoever made the codes has counted already.
+    ragged  which row each pair belongs to; index is then (P, 1) and values (P, 1, r), one line a pair.
     """
 
     index: "Int[Tensor, 'B s'] | None"
     values: "Float[Tensor, 'B s r']"
     n_units: int
     fired: "Int[Tensor, ' K'] | None" = None
+    ragged: "Ragged | None" = None
 
     @property
     def rank(self) -> int:
         """Columns per unit, r."""
         return int(self.values.shape[-1])
+
+    @property
+    def batch(self) -> int:
+        """Number of samples, B."""
+        return len(self.values) if self.ragged is None else len(self.ragged.starts) - 1
 
     def norms(self) -> "Float[Tensor, 'B s']":
         """Euclidean norm of each stored unit's coefficients (the energy a unit-norm frame would carry)."""
@@ -44,15 +69,15 @@ class Codes:
         """Every active (sample, unit, coefficients) triple, sample-major."""
         row, slot = self.slots().nonzero(as_tuple=True)
         unit = slot if self.index is None else self.index[row, slot]
-        return row, unit, self.values[row, slot]
+        return row if self.ragged is None else self.ragged.of[row], unit, self.values[row, slot]
 
     def l0_units(self) -> "Int[Tensor, ' B']":
         """Active units per sample."""
-        return self.slots().sum(dim=1)
+        return self._by_sample(self.slots().sum(dim=1))
 
     def l0(self) -> "Int[Tensor, ' B']":
         """Nonzero coefficients (columns) per sample."""
-        return (self.values != 0).sum(dim=(1, 2))
+        return self._by_sample((self.values != 0).sum(dim=(1, 2)))
 
     def counts(self) -> "Int[Tensor, ' K']":
         """How many samples of the batch each unit is active on."""
@@ -69,10 +94,16 @@ class Codes:
         """All K units' coefficients; for small cases only."""
         if self.index is None:
             return self.values
-        out = self.values.new_zeros(len(self.values), self.n_units, self.rank)
+        out = self.values.new_zeros(self.batch, self.n_units, self.rank)
         row, unit, values = self.pairs()
         return out.index_put((row, unit), values)
 
     def detach(self) -> "Codes":
         """The same codes outside the autograd graph."""
-        return Codes(self.index, self.values.detach(), self.n_units, self.fired)
+        return Codes(self.index, self.values.detach(), self.n_units, self.fired, self.ragged)
+
+    def _by_sample(self, counts: "Int[Tensor, ' n']") -> "Int[Tensor, ' B']":
+        """Counts of lines added up to counts of samples."""
+        if self.ragged is None:
+            return counts
+        return torch.zeros(self.batch, dtype=counts.dtype, device=counts.device).index_add_(0, self.ragged.of, counts)

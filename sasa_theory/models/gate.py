@@ -1,4 +1,4 @@
-"""The Top-s gate: per row, the units of largest norm among p_k = E_k (x - b), with their coefficients.
+"""The gates: per row the units of largest norm among p_k = E_k (x - b), or the largest latents of the whole batch.
 
 Written plainly here; `gated_torch` does the same without keeping what the gate throws away.
 """
@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sasa_theory import parallel
 from sasa_theory.models import gated_torch
 from sasa_theory.models.codes import Codes
 
@@ -41,3 +42,53 @@ def top_units(values: "Float[Tensor, 'B K r']", n_best: int) -> Codes:
         index = values.square().sum(-1).topk(n_best, dim=1, sorted=False).indices
     picked = values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
     return Codes(index, picked, n_units)
+
+
+def best_of_batch(
+    x: "Float[Tensor, 'B D']",
+    w_enc: "Float[Tensor, 'D K']",
+    b_enc: "Float[Tensor, ' K']",
+    b_dec: "Float[Tensor, ' D']",
+    n_best: int,
+    processes: int = 1,
+) -> "tuple[Codes, Float[Tensor, '']]":
+    """Codes of the B n_best largest entries of relu((x - b_dec) W_enc + b_enc), and the smallest positive one of them.
+
+    The second is 0 if there is none. With the number of `processes` that train together it is one choice among the
+    entries of all their batches; of entries that equal the least, all are then on. Differentiable in everything but the
+    choice.
+    """
+    n_units = w_enc.shape[1]
+    wanted = len(x) * n_best * processes
+    n_here = min(wanted, len(x) * n_units)
+    if gated_torch.available(x, w_enc, b_enc, b_dec):
+        index, values, ragged = gated_torch.encode_batch(x, w_enc, b_enc, b_dec, n_here)
+        kept, smallest = _shared(values.detach(), wanted, processes)
+        if processes > 1:
+            index, values = index.where(kept[..., 0], -1), values * kept
+        return Codes(index, values, n_units, ragged=ragged), smallest
+    pre = (x @ w_enc + (b_enc - b_dec @ w_enc)).relu()
+    return largest_of_batch(pre, wanted, processes)
+
+
+def largest_of_batch(pre: "Float[Tensor, 'B K']", wanted: int, processes: int = 1) -> "tuple[Codes, Float[Tensor, '']]":
+    """`best_of_batch` of the non-negative entries themselves, as dense codes."""
+    with torch.no_grad():
+        # topk on the flattened batch; kthvalue would sort everything
+        top = pre.flatten().topk(min(wanted, pre.numel()), sorted=False)
+        kept, smallest = _shared(top.values, wanted, processes)
+        mask = torch.zeros(pre.numel(), dtype=torch.bool, device=pre.device)
+        mask[top.indices] = kept
+    return Codes(None, (pre * mask.view_as(pre))[..., None], pre.shape[1]), smallest
+
+
+def _shared(values: Tensor, wanted: int, processes: int) -> tuple[Tensor, Tensor]:
+    """Which of this process's largest values are among the `wanted` largest of all; the smallest positive one, or 0."""
+    kept = torch.ones_like(values, dtype=torch.bool)
+    if processes > 1:
+        kept = values >= parallel.nth_largest(values.flatten(), wanted)
+    smallest = values.new_full((1,), torch.inf)
+    smallest = torch.cat([smallest, torch.where(kept & (values > 0), values, torch.inf).flatten()]).amin()
+    if processes > 1:
+        smallest = parallel.least(smallest)
+    return kept, torch.where(smallest.isfinite(), smallest, 0.0)

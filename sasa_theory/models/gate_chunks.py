@@ -7,6 +7,8 @@ certain when its s-th exact norm is at least the smallest candidate's bound. The
 in float32 in full.
 """
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -40,9 +42,8 @@ def gate(
 
     Under autocast the product takes its lower precision with float32 sums; everything after it is in x's own.
     """
-    device = x.device.type
-    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    with torch.autocast(device, enabled=False):
+    low = low_precision(x)
+    with torch.autocast(x.device.type, enabled=False):
         if low is not None or not screening_pays(x, w_enc, rank, n_best):
             return gate_full(x, w_enc, b_enc, rank, n_best, rectify, low)
         index, values, certain = gate_screened(x, w_enc, b_enc, rank, n_best, rectify)
@@ -50,6 +51,12 @@ def gate(
         if len(rest):
             index[rest], values[rest] = gate_full(x[rest], w_enc, b_enc, rank, n_best, rectify)
         return index, values
+
+
+def low_precision(x: Tensor) -> torch.dtype | None:
+    """What autocast asks the encoder product to be taken in; None outside of it."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def gate_full(
@@ -62,18 +69,27 @@ def gate_full(
     low: torch.dtype | None = None,
 ) -> "tuple[Int[Tensor, 'B s'], Float[Tensor, 'B s r']]":
     """`gate` by the whole product, in precision `low` if given."""
-    columns = w_enc.shape[1]
     index = torch.empty(len(x), n_best, dtype=torch.int64, device=x.device)
     values = x.new_empty(len(x), n_best, rank)
+    select = bags.fastest(x).select
+    for part, pre, spare in products(x, w_enc, low):
+        select(pre, b_enc, index[part], values[part], rectify, spare)
+    return index, values
+
+
+def products(
+    x: "Float[Tensor, 'B D']", w_enc: "Float[Tensor, 'D Kr']", low: torch.dtype | None
+) -> "Iterator[tuple[slice, Float[Tensor, 'b Kr'], Float[Tensor, 'b Kr']]]":
+    """x W_enc in chunks of rows: which rows, their product, and as much room; both are written over by the next."""
+    columns = w_enc.shape[1]
     size = columns * x.element_size()
     step = max(1, min(len(x), CHUNK // size if x.is_cuda else max(ROWS_CPU, CHUNK_CPU // size)))
     # rows that begin at multiples of 64 bytes: else MKL's product took two fifths longer
-    select, buffer = bags.fastest(x).select, x.new_empty(2, step, -(-columns // 16) * 16)[:, :, :columns]
+    buffer = x.new_empty(2, step, -(-columns // 16) * 16)[:, :, :columns]
     if low is not None:
         w_enc = w_enc.to(low)
     for start in range(0, len(x), step):
         part = x[start : start + step]
-        stop = start + len(part)
         pre, spare = buffer[0, : len(part)], buffer[1, : len(part)]
         if low is None:
             torch.mm(part, w_enc, out=pre)
@@ -81,8 +97,7 @@ def gate_full(
             torch.mm(part.to(low), w_enc, out_dtype=x.dtype, out=pre)
         else:
             pre.copy_(part.to(low) @ w_enc)
-        select(pre, b_enc, index[start:stop], values[start:stop], rectify, spare)
-    return index, values
+        yield slice(start, start + len(part)), pre, spare
 
 
 def candidates(n_best: int) -> int:

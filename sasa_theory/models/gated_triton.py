@@ -19,6 +19,8 @@ import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sasa_theory.models.codes import Ragged
+
 #: numbers that one program of `bags`, `project` and `outer` holds: a stretch of D, times the rank in the last two
 HELD_BAGS, HELD_PROJECT, HELD_OUTER = 512, 2048, 4096
 #: pairs that one step of `outer` adds up
@@ -65,23 +67,39 @@ def _select(pre, bias, index, values, UNITS, RANK: tl.constexpr, SLOTS, RECTIFY:
 
 
 @triton.jit
-def _bags(index, values, rows, out, D, SLOTS, RANK: tl.constexpr, BLOCK: tl.constexpr):
+def _bags(index, values, rows, starts, out, D, SLOTS, RAGGED: tl.constexpr, RANK: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
+    if RAGGED:
+        first, stop = tl.load(starts + row), tl.load(starts + row + 1)
+    else:
+        first, stop = row * SLOTS, (row + 1) * SLOTS
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
-    for i in range(SLOTS):
-        unit = tl.load(index + row * SLOTS + i)
+    for pair in range(first, stop):
+        unit = tl.load(index + pair)
         inside = (d < D) & (tl.broadcast_to(unit, [BLOCK]) >= 0)
         for j in tl.static_range(RANK):
-            weight = tl.load(values + (row * SLOTS + i) * RANK + j)
+            weight = tl.load(values + pair * RANK + j)
             total += weight * tl.load(rows + (unit * RANK + j) * D + d, mask=inside, other=0.0)
     tl.store(out + row * D + d, total, mask=d < D)
 
 
 @triton.jit
-def _project(index, x, rows, out, D, SLOTS, RANK: tl.constexpr, RANK_UP: tl.constexpr, BLOCK: tl.constexpr):
+def _project(
+    index,
+    x,
+    rows,
+    whose,
+    out,
+    D,
+    SLOTS,
+    RAGGED: tl.constexpr,
+    RANK: tl.constexpr,
+    RANK_UP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     pair = tl.program_id(0).to(tl.int64)
-    row = pair // SLOTS
+    row = tl.load(whose + pair) if RAGGED else pair // SLOTS
     unit = tl.load(index + pair)
     j = tl.arange(0, RANK_UP)
     used = (j < RANK) & (tl.broadcast_to(unit, [RANK_UP]) >= 0)
@@ -100,10 +118,12 @@ def _outer(
     order,
     values,
     x,
+    whose,
     out,
     sums,
     D,
     SLOTS,
+    RAGGED: tl.constexpr,
     RANK: tl.constexpr,
     RANK_UP: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -118,11 +138,8 @@ def _outer(
     for first in range(tl.load(starts + unit), stop, PAIRS):
         p = first + tl.arange(0, PAIRS)
         pair = tl.load(order + p, mask=p < stop, other=0).to(tl.int32)  # 64-bit division is slow
-        here = tl.load(
-            x + (pair // SLOTS)[:, None].to(tl.int64) * D + d[None, :],
-            mask=(p < stop)[:, None] & (d < D)[None, :],
-            other=0.0,
-        )
+        row = tl.load(whose + pair, mask=p < stop, other=0) if RAGGED else (pair // SLOTS).to(tl.int64)
+        here = tl.load(x + row[:, None] * D + d[None, :], mask=(p < stop)[:, None] & (d < D)[None, :], other=0.0)
         at = pair[None, :].to(tl.int64) * RANK + j[:, None]
         weight = tl.load(values + at, mask=(j < RANK)[:, None] & (p < stop)[None, :], other=0.0)
         if RANK == 1:
@@ -155,22 +172,42 @@ def select(
 
 
 def bags(
-    index: "Int[Tensor, 'B s']", values: "Float[Tensor, 'B s r']", rows: "Float[Tensor, 'Kr D']"
+    index: "Int[Tensor, 'B s']",
+    values: "Float[Tensor, 'B s r']",
+    rows: "Float[Tensor, 'Kr D']",
+    ragged: Ragged | None = None,
 ) -> "Float[Tensor, 'B D']":
     """As `bags.bags`."""
     batch, slots, rank = values.shape
+    # without `ragged`, a kernel is given a pointer that it does not follow
+    batch, starts = (batch, index) if ragged is None else (len(ragged.starts) - 1, ragged.starts)
     width = rows.shape[1]
     out = rows.new_empty(batch, width)
     block = _stretch(width, HELD_BAGS)
     grid = (batch, triton.cdiv(width, block))
     if batch:
         with torch.cuda.device_of(rows):
-            _bags[grid](index.contiguous(), values.contiguous(), rows, out, width, slots, rank, block)
+            _bags[grid](
+                index.contiguous(),
+                values.contiguous(),
+                rows,
+                starts,
+                out,
+                width,
+                slots,
+                ragged is not None,
+                rank,
+                block,
+            )
     return out
 
 
 def project(
-    index: "Int[Tensor, 'B s']", x: "Float[Tensor, 'B D']", rows: "Float[Tensor, 'Kr D']", rank: int
+    index: "Int[Tensor, 'B s']",
+    x: "Float[Tensor, 'B D']",
+    rows: "Float[Tensor, 'Kr D']",
+    rank: int,
+    ragged: Ragged | None = None,
 ) -> "Float[Tensor, 'B s r']":
     """As `bags.project`."""
     batch, slots = index.shape
@@ -181,7 +218,17 @@ def project(
     if batch * slots:
         with torch.cuda.device_of(rows):
             _project[grid](
-                index.contiguous(), x, rows, out, width, slots, rank, up, _stretch(width, HELD_PROJECT // up)
+                index.contiguous(),
+                x,
+                rows,
+                index if ragged is None else ragged.of,
+                out,
+                width,
+                slots,
+                ragged is not None,
+                rank,
+                up,
+                _stretch(width, HELD_PROJECT // up),
             )
     return out
 
@@ -192,6 +239,7 @@ def outer(
     x: "Float[Tensor, 'B D']",
     n_columns: int,
     with_sums: bool = False,
+    ragged: Ragged | None = None,
 ) -> "tuple[Float[Tensor, 'Kr D'], Float[Tensor, ' Kr'] | None]":
     """As `bags.outer`."""
     _, slots, rank = values.shape
@@ -203,7 +251,22 @@ def outer(
     block = max(SMALLEST, _stretch(width, HELD_OUTER // max(8, up)))
     grid = (units, triton.cdiv(width, block))
     with torch.cuda.device_of(x):
-        _outer[grid](starts, order, values.contiguous(), x, out, sums, width, slots, rank, up, PAIRS, block)
+        _outer[grid](
+            starts,
+            order,
+            values.contiguous(),
+            x,
+            index if ragged is None else ragged.of,
+            out,
+            sums,
+            width,
+            slots,
+            ragged is not None,
+            rank,
+            up,
+            PAIRS,
+            block,
+        )
     return out, sums if with_sums else None
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sasa_theory import parallel
 from sasa_theory.models.auxiliary import auxiliary_loss
-from sasa_theory.models.base import Loss, reconstruction_error
+from sasa_theory.models.base import Loss, combine, reconstruction_error
 from sasa_theory.models.batchtopk import BatchTopK
+from sasa_theory.models.codes import Codes, Ragged
 from sasa_theory.models.form import GatedForm
 from sasa_theory.models.registry import architectures
 from synthetic.errors import UsageError
@@ -33,6 +34,7 @@ class Matryoshka(BatchTopK):
     """
 
     architecture = "matryoshka"
+    sizes: Tensor
 
     def __init__(
         self,
@@ -51,22 +53,39 @@ class Matryoshka(BatchTopK):
         if not all(isinstance(m, int) for m in sizes) or any(a >= b for a, b in itertools.pairwise([0, *sizes])):
             raise UsageError(f"prefixes are {prefixes!r}; expected increasing sizes from 1 to n_latents = {n_latents}")
         self.prefixes = sizes
+        # on the device, which would have to wait for them
+        self.register_buffer("sizes", torch.tensor(sizes), persistent=False)
 
     def loss(
         self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0
     ) -> Loss:
-        codes, smallest = self.select(self.pre_activations(x).relu(), parallel.world_size())
-        errors, xhat, start = [], self.b_dec.expand_as(x), 0
-        for stop in self.prefixes:
-            xhat = xhat + codes.values[:, start:stop, 0] @ self.W_dec[start:stop]
+        codes, smallest = self.choose(x, parallel.world_size())
+        errors, xhat = [], self.b_dec.expand_as(x)
+        for share in self.shares(codes):
+            xhat = xhat + share
             errors.append(reconstruction_error(x, xhat))
-            start = stop
         parts = {
             "reconstruction": errors[-1],
             "nested": torch.stack([*errors[:-1], x.new_zeros(())]).sum(),
             "auxiliary": auxiliary_loss(self, x, xhat, dead, self.aux_latents, signed=False),
         }
         return Loss(torch.stack(list(parts.values())).sum(), parts, codes, xhat, {"smallest": smallest})
+
+    def shares(self, codes: Codes) -> "Sequence[Float[Tensor, 'B D']]":
+        """What the latents of each prefix that are in no smaller one add to the reconstruction."""
+        if codes.index is None or codes.ragged is None:
+            of = itertools.pairwise([0, *self.prefixes])
+            return [codes.values[:, start:stop, 0] @ self.W_dec[start:stop] for start, stop in of]
+        # a row's pairs of one band are a row of their own; bands one after another
+        band = torch.searchsorted(self.sizes, codes.index.flatten(), right=True)
+        whose, order = (band * codes.batch + codes.ragged.of).sort(stable=True)
+        bands = Codes(
+            codes.index[order],
+            codes.values[order],
+            codes.n_units,
+            ragged=Ragged.by(whose, len(self.sizes) * codes.batch),
+        )
+        return combine(bands, self.W_dec).unflatten(0, (len(self.sizes), codes.batch)).unbind()
 
     def gated_form(self) -> GatedForm | None:
         """BatchTopK's, with the nested dictionaries."""

@@ -27,7 +27,7 @@ class FiringTracker:
     @torch.no_grad()
     def update(self, codes: Codes) -> None:
         """Add one batch."""
-        counts, rows = codes.counts(), len(codes.values)
+        counts, rows = codes.counts(), codes.batch
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)
             rows *= torch.distributed.get_world_size()

@@ -19,6 +19,7 @@ if DEVICE == "cpu" and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 
     pytest.skip("Triton's interpreter before 3.9 fails under NumPy 2.4", allow_module_level=True)
 
 from sasa_theory.models import gated_triton, polar_triton  # noqa: E402
+from sasa_theory.models.codes import Ragged  # noqa: E402
 
 cases = st.fixed_dictionaries(
     {
@@ -80,6 +81,27 @@ def test_bags_project_and_outer_equal_torchs(case):
     ours += gated_triton.outer(index, values, x, len(rows), with_sums=True)
     theirs += bags.outer(index, values, x, len(rows), with_sums=True)
     for name, a, b in zip(("bags", "project", "outer", "sums"), ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * (1 + float(b.abs().max())), msg=name)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases)
+def test_rows_of_unequal_length_equal_torchs(case):
+    """Pairs drawn at random: some rows have many, some none."""
+    x, rows, _, n_best = drawn(case)
+    g = torch.Generator().manual_seed(case["seed"])
+    n = len(x) * n_best
+    places = torch.rand(len(x) * case["units"], generator=g).argsort()[:n].sort().values.to(DEVICE)
+    ragged = Ragged.by(torch.div(places, case["units"], rounding_mode="floor"), len(x))
+    index = (places % case["units"])[:, None]
+    if case["empty_slot"]:
+        index[0, 0] = -1
+    values = torch.randn(n, 1, case["rank"], generator=g).to(DEVICE)
+    found = []
+    for module in (gated_triton, bags):
+        found.append([module.bags(index, values, rows, ragged), module.project(index, x, rows, case["rank"], ragged)])
+        found[-1] += module.outer(index, values, x, len(rows), with_sums=True, ragged=ragged)
+    for name, a, b in zip(("bags", "project", "outer", "sums"), *found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * (1 + float(b.abs().max())), msg=name)
 
 
@@ -145,7 +167,8 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path):
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["_select", "_bags", "_project", "_outer"] * 3 + ["_roots", "_apply"] * 3
+    gated = ["_select", "_bags", "_project", "_bags", "_project", "_outer", "_outer"]
+    assert done.stdout.split() == gated * 3 + ["_roots", "_apply"] * 3
 
 
 COMPILE = """
@@ -155,7 +178,7 @@ from triton.compiler import ASTSource
 from sasa_theory.models import gated_triton as t, polar_triton as p
 
 def compiled(kernel, warps=4, **constants):
-    kinds = dict.fromkeys(("index", "starts", "order"), "*i64")
+    kinds = dict.fromkeys(("index", "starts", "order", "whose"), "*i64")
     kinds |= dict.fromkeys(("right", "left", "factors"), "*fp64") | dict.fromkeys(("UNITS", "SLOTS", "D"), "i32")
     names = {n: "constexpr" if n in constants else kinds.get(n, "*fp32") for n in kernel.arg_names}
     made = triton.compile(ASTSource(kernel, signature=names, constexprs=constants), GPUTarget("cuda", 90, 32),
@@ -166,10 +189,12 @@ def compiled(kernel, warps=4, **constants):
 for rank, units, warps in ((6, 2048, 4), (1, 16384, 32), (32, 512, 4)):
     up = triton.next_power_of_2(rank)
     compiled(t._select, warps, RANK=rank, RECTIFY=rank == 1, BLOCK=units)
-    compiled(t._bags, RANK=rank, BLOCK=512)
-    compiled(t._project, RANK=rank, RANK_UP=up, BLOCK=t.HELD_PROJECT // up)
+    for ragged in (False, True):
+        compiled(t._bags, RAGGED=ragged, RANK=rank, BLOCK=512)
+        compiled(t._project, RAGGED=ragged, RANK=rank, RANK_UP=up, BLOCK=t.HELD_PROJECT // up)
     up = 1 if rank == 1 else max(t.SMALLEST, up)
-    compiled(t._outer, RANK=rank, RANK_UP=up, PAIRS=t.PAIRS, BLOCK=t.HELD_OUTER // max(8, up))
+    for ragged in (False, True):
+        compiled(t._outer, RAGGED=ragged, RANK=rank, RANK_UP=up, PAIRS=t.PAIRS, BLOCK=t.HELD_OUTER // max(8, up))
 for rank, up, whole in ((1, 2, True), (6, 8, False), (16, 16, True)):
     compiled(p._roots, 4 if up > 8 else 1, MAP=whole, RANK=rank, RANK_UP=up, BLOCK=p.STRETCH, STEPS=p.STEPS,
              ARRIVED=p.ARRIVED)

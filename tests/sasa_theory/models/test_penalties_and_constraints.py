@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sasa_theory.models import BatchTopK, Codes, SparseModel, build
+from sasa_theory.models import BatchTopK, Codes, SparseModel, build, gated_torch
 from sasa_theory.models.base import Loss, combine, reconstruction_error
 from sasa_theory.models.nuclear import block_nuclear_norm, map_nuclear_norm
 
@@ -72,14 +72,19 @@ def test_the_gate_reconstruction_leaves_the_output_bias_alone():
     torch.testing.assert_close(model.b_dec.grad, through_encoder.detach())
 
 
-def test_batchtopk_threshold_ignores_zeros():
+@pytest.mark.parametrize("plain", [False, True])
+def test_batchtopk_threshold_ignores_zeros(plain, monkeypatch):
     """Where fewer than B k latents are positive, the smallest selected value is the smallest positive one."""
-    model = BatchTopK(4, 6, 5)
+    if plain:
+        monkeypatch.setattr(gated_torch, "available", lambda *tensors: False)
+    model = BatchTopK(6, 6, 5)
+    with torch.no_grad():
+        model.W_enc.copy_(torch.eye(6))
     pre = torch.tensor([[0.0, 3.0, 0.0, 0.5, 0.0, 0.0], [0.0, 0.0, 2.0, 0.0, 0.0, 0.0]])
-    codes, smallest = model.select(pre)
+    codes, smallest = model.choose(pre)
     assert float(smallest) == 0.5
     assert torch.equal(codes.dense()[..., 0], pre)
-    assert float(model.select(torch.zeros(2, 6))[1]) == 0
+    assert float(model.choose(torch.zeros(2, 6))[1]) == 0
 
 
 @pytest.mark.parametrize("name", list(VECTORS))

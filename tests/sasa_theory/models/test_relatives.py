@@ -52,7 +52,7 @@ def test_matryoshka_is_the_sum_over_truncated_dictionaries(width, latents, data,
     for size in sizes:
         plain.load_state_dict(model.state_dict())
         with torch.no_grad():
-            codes = plain.loss(x).codes.values[..., 0].clone()
+            codes = plain.loss(x).codes.dense()[..., 0].clone()
             codes[:, size:] = 0
             errors.append((x - codes @ plain.W_dec - plain.b_dec).square().sum(1).mean())
     torch.testing.assert_close(loss.total.detach(), torch.stack(errors).sum())
