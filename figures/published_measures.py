@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from figures.published_recipe import GROUPS, L0, ON, RANK
+from figures.pursuit import Pursuit
 from figures.splitting_recipe import description_bits
 from sasa_theory.evaluation import (
     Calculator,
@@ -119,10 +120,15 @@ def factor_yardsticks(world: World, rows: int, seed: int) -> dict[str, tuple[Spa
 
 
 @torch.no_grad()
-def detection_yardsticks(world: World, width: int, ranks: Sequence[int], seed: int) -> dict[str, SparseModel]:
-    """What needs no training on SynthSAEBench.
+def detection_yardsticks(
+    world: World, width: int, ranks: Sequence[int], rows: int, seed: int
+) -> dict[str, SparseModel]:
+    """What needs no training on SynthSAEBench; PCA and K-lines are fitted to `rows` rows.
 
     planted truth   the `width` most frequent directions, the 25 of largest product with the row on.
+    PCA             the 25 leading principal directions, all on.
+    K-lines         `width` lines, fitted with one active on rows of many features, coded by 25 steps of matching
+                    pursuit. (K-subspaces has no place here: features are single directions.)
     random          random directions, or random blocks of each of the ranks, in the place of learned ones: what F1 and
                     MCC are worth by chance, which is more for a block than for a direction.
     """
@@ -131,16 +137,24 @@ def detection_yardsticks(world: World, width: int, ranks: Sequence[int], seed: i
     frames = world.frames()
     planted = TopK(world.width, width, L0)
     tie(planted, torch.cat([frames[i] for i in chosen]), world.bias)
-    models: dict[str, SparseModel] = {"planted truth": planted}
     generator = torch.Generator().manual_seed(seed)
-    mean = world.sample(4096, generator).x.mean(0)
+    x = world.sample(rows, generator).x
+    mean = x.mean(0)
+    directions = torch.linalg.eigh((x - mean).double().T @ (x - mean).double()).eigenvectors[:, -L0:].T
+    pca = AbsTopK(world.width, len(directions), len(directions))
+    tie(pca, directions, mean)
+    rng = np.random.default_rng(seed)
+    fitted = klines.fit(x.numpy(), width, rng, restarts=1, iterations=10)  # a second of 20,000 rows each
+    lines = Pursuit(world.width, width, L0)
+    tie(lines, torch.from_numpy(fitted.atoms), torch.from_numpy(fitted.bias))
+    models: dict[str, SparseModel] = {"planted truth": planted, "PCA": pca, "K-lines": lines}
     for rank in ranks:
-        rows = torch.randn(width, world.width, generator=generator)
-        rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        columns = torch.randn(width, world.width, generator=generator)
+        columns /= torch.linalg.vector_norm(columns, dim=1, keepdim=True)
         random: SparseModel = TopK(world.width, width, L0)
         if rank > 1:
             random = SASA(world.width, width // rank, rank, L0 // rank)
-        tie(random, rows, mean)
+        tie(random, columns, mean)
         models["random directions" if rank == 1 else f"random, r = {rank}"] = random
     return models
 

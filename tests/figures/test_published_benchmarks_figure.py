@@ -32,7 +32,11 @@ RECIPE = {
         "nuclear": 0.1,
         "coefficient": 0.3,
     },
-    "synth": {"chosen": dict.fromkeys(SYNTH, 1e-3)},
+    "synth": {
+        "length": {"steps": 3, "batch": 32},
+        "chosen": dict.fromkeys(SYNTH, 1e-3),
+        "grid": [{"model": m, "lr": lr, "unexplained": 0.5, "l0": 25.0} for m in SYNTH for lr in (1e-3, 3e-3)],
+    },
 }
 
 
@@ -167,12 +171,15 @@ def test_planted_subspaces_are_recovered_and_principal_directions_are_not(factor
 
 
 def test_planted_directions_have_mcc_1_and_chance_is_larger_for_blocks(detections):
-    made = detection_yardsticks(detections, 60, (1, 4), 0)
+    made = detection_yardsticks(detections, 60, (1, 4), 1000, 0)
     got = {name: measure_detection(model, detections, 1500) for name, model in made.items()}
     assert got["planted truth"]["mcc"] == pytest.approx(1, abs=1e-5)
     assert got["planted truth"]["uniqueness"] == 1
     assert got["planted truth"]["f1"] > got["random directions"]["f1"] + 0.1
     assert got["random, r = 4"]["mcc"] > got["random directions"]["mcc"]
+    assert got["PCA"]["l0"] == got["K-lines"]["l0"] == tuning.L0
+    # lines that were fitted, and coded with care, explain more than lines at random
+    assert got["K-lines"]["explained"] > got["random directions"]["explained"]
 
 
 def cells(**curved):
