@@ -250,14 +250,14 @@ def _rates(result: dict[str, Any]) -> str:
 
 def _published(result: dict[str, Any]) -> str:
     """How near the restated step is to the published one, in loss, gradients and time."""
-    runs, here = result["runs"], result["machine"]
+    runs, here, at = result["runs"], result["machine"], result["runs"][0]["setting"]
     loss = max(run["loss"] for run in runs)
     gradient = max(difference for run in runs for difference in run["gradients"].values())
     times = ", ".join(f"{run['time_ratio']:.2f} at {run['setting']['dead']:.0%} dead" for run in runs)
     return (
-        f"The restated step beside the published one at the main sizes: loss differs by {loss:.1g}, gradients by "
-        f"{gradient:.1g} at most (relative); its time is {times} of the published one's "
-        f"({here['cpu']}, {runs[0]['threads']} threads, {here['date'][:10]}).\n"
+        f"The restated step beside the published one at D={at['width']}, K={at['n_groups']}, r={at['rank']}, batch "
+        f"{at['batch']}: loss differs by {loss:.1g}, gradients by {gradient:.1g} at most (relative); time {times} of "
+        f"the published one's ({here['cpu']}, {runs[0]['threads']} threads, {here['date'][:10]}).\n"
     )
 
 

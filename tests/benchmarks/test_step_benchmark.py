@@ -152,7 +152,7 @@ def test_the_rates_of_the_product_are_measured_once_a_place_and_said_in_words(ti
 def test_the_check_of_the_restated_step_is_said_in_one_sentence():
     runs = [
         {
-            "setting": {"dead": dead},
+            "setting": {"width": 768, "n_groups": 2048, "rank": 6, "batch": 4096, "dead": dead},
             "threads": 2,
             "loss": dead * 1e-6,
             "gradients": {"a": 2e-7, "b": 3e-6},
@@ -161,7 +161,10 @@ def test_the_check_of_the_restated_step_is_said_in_one_sentence():
         for dead, t in ((0.0, 0.97), (0.2, 1.04))
     ]
     text = show._published({"runs": runs, "machine": {"cpu": "a CPU", "date": "2026-01-02 03:04"}})
-    assert "loss differs by 2e-07, gradients by 3e-06" in text and "0.97 at 0% dead, 1.04 at 20% dead" in text
+    assert (
+        "K=2048, r=6, batch 4096: loss differs by 2e-07, gradients by 3e-06" in text
+        and "0.97 at 0% dead, 1.04 at 20% dead" in text
+    )
 
 
 def test_each_architecture_is_a_comparison_of_its_own_beside_the_main_one(tiny, tmp_path):
