@@ -26,3 +26,10 @@ class GatedForm:
     everyone: bool = False
     per_batch: bool = False
     prefixes: tuple[int, ...] = ()
+
+
+def unchanged(kind: type) -> bool:
+    """Whether the class that gives the form also has the last word on everything that the form says."""
+    said = ("loss", "encode", "decode", "post_step", "observe", "nuclear_penalty", "pre_activations", "training_rows")
+    owner = next(base for base in kind.__mro__ if "gated_form" in vars(base))
+    return all(getattr(kind, name, None) is getattr(owner, name, None) for name in said)

@@ -44,11 +44,11 @@ def capture(
     """`step` recorded as one CUDA graph: a small step costs a launch, not one for each of its kernels.
 
     step      a whole training step: takes tensors (batch, learning rate, penalty scale, dead mask, ...), gives tensors,
-              asks the device for nothing, and uses the same shapes and addresses each time; gradients are kept (zeroed,
-              not set to None), the optimiser has capturable=True and its learning rate is a tensor among `examples`.
+              asks the device for nothing, and uses the same shapes and addresses each time; gradients are zeroed or set
+              to None in it, the optimiser has capturable=True and a tensor for its learning rate.
     examples  inputs of the shapes to come; the returned function copies its arguments into buffers of their shape.
     state     every tensor that a step changes (weights, moments, counters): put back after the `warm_up` runs, which
-              Triton and the libraries need before a recording.
+              Triton and the libraries need before a recording, whether it succeeds or not.
 
     The outputs are the recorded buffers, overwritten by the next call. Raises UsageError off a GPU.
     """
@@ -56,18 +56,20 @@ def capture(
         raise UsageError("a step can be recorded on a CUDA device only; give example inputs that lie there")
     held = [(tensor, tensor.detach().clone()) for tensor in state]
     inputs = [tensor.detach().clone() for tensor in examples]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(warm_up):
-            step(*inputs)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = step(*inputs)
-    with torch.no_grad():
-        for tensor, before in held:
-            tensor.copy_(before)
+    try:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(warm_up):
+                step(*inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = step(*inputs)
+    finally:
+        with torch.no_grad():
+            for tensor, before in held:
+                tensor.copy_(before)
 
     def replay(*arguments: Tensor) -> tuple[Tensor, ...]:
         for buffer, argument in zip(inputs, arguments, strict=True):

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from sasa_theory.models import build
 from sasa_theory.training.runs import Job, Run, begin_record, directory, end_record, is_finished, load, locked
-from sasa_theory.training.trainer import STATE, Trainer, signals
+from sasa_theory.training.signals import signals
+from sasa_theory.training.trainer import STATE, Trainer
 from synthetic.errors import Interrupted, LabError
 from synthetic.source import Dataset, Source, State
 

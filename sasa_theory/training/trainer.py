@@ -13,12 +13,9 @@ Every architecture reconstructs h - b_dec, and all start alike: b_dec is the mea
 dictionary spends units on a constant.
 """
 
-import contextlib
 import itertools
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,7 +33,9 @@ from sasa_theory.models.normaliser import Context, NormalisedModel, Normaliser
 from sasa_theory.training.device import LossWatch
 from sasa_theory.training.firing import FiringTracker
 from sasa_theory.training.optimizer import make_optimizer, step
+from sasa_theory.training.recorded import RecordedStep, worth_recording
 from sasa_theory.training.settings import TrainSettings
+from sasa_theory.training.signals import signals
 from sasa_theory.training.split_groups import rows_needed, split_groups
 from sasa_theory.training.state import load_state, save_state
 from synthetic.errors import DataError, Interrupted, LabError, UsageError
@@ -88,6 +87,9 @@ class Trainer:
         self.compiled = compiled_step(model, self.optimizer)
         #: on a GPU, where looking at each loss would make the host wait
         self.watch = LossWatch(self.optimizer, self.device) if self.device.type == "cuda" else None
+        self.recorded: RecordedStep | None = None
+        if worth_recording(model, settings.batch_size, self.device):
+            self.recorded = RecordedStep(self._learn, model, self.optimizer)
         self.normaliser = Normaliser.identity(model.width_in).to(self.device)
         self.step = 0
         self._log: list[str] = []
@@ -162,20 +164,35 @@ class Trainer:
             require_rows(x, model.width_in, f"batch {self.step}")
         x = x.to(self.device, torch.float32, non_blocking=True)
         z, context = self.normaliser.apply(x)
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.rate(self.step)
-        autocast = settings.autocast and self.device.type == "cuda"
-        dead, scale = self.firing.dead(), settings.penalty_scale(self.step)
-        if self.compiled is not None:
-            loss = self.compiled.gradients(z, dead, scale)
+        dead, rate, scale = self.firing.dead(), settings.rate(self.step), settings.penalty_scale(self.step)
+        if self.recorded is not None:
+            loss = self.recorded(z, dead, rate, scale)
         else:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            loss = self._learn(z, dead, scale, x)
+        self.firing.update(loss.codes)
+        self.step += 1
+        if self.step % settings.log_every == 0 or self.step == settings.steps:
+            self._require_finite()
+            self._write_log(json.dumps(self._line(loss, x, z, context)))
+        if settings.splits_after(self.step):
+            self._split()
+
+    def _learn(self, z: Tensor, dead: "Tensor | None", penalty_scale: float, x: "Tensor | None" = None) -> Loss:
+        """Loss, gradients and update of a normalised batch; DataError, about its raw rows x, where nothing watches."""
+        settings, model = self.settings, self.model
+        if self.compiled is not None:
+            loss = self.compiled.gradients(z, dead, penalty_scale)
+        else:
+            autocast = settings.autocast and self.device.type == "cuda"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
-                loss = model.loss(z, dead, scale)
+                loss = model.loss(z, dead, penalty_scale)
         total = parallel.mean(loss.total)  # so that all processes end at one step
         if self.watch is not None:
             self.watch.observe(total)
         elif not math.isfinite(float(total.detach())):  # before the weights see it, while the batch is at hand
-            require_rows(x, model.width_in, f"batch {self.step}")
+            require_rows(z if x is None else x, model.width_in, f"batch {self.step}")
             raise DataError(f"the loss is not finite at step {self.step} though the data are; lower the learning rate")
         if self.compiled is not None:
             parallel.average_gradients(model)
@@ -190,13 +207,7 @@ class Trainer:
             step(self.optimizer)
             model.post_step(loss)
         parallel.average_buffers(model)
-        self.firing.update(loss.codes)
-        self.step += 1
-        if self.step % settings.log_every == 0 or self.step == settings.steps:
-            self._require_finite()
-            self._write_log(json.dumps(self._line(loss, x, z, context)))
-        if settings.splits_after(self.step):
-            self._split()
+        return loss
 
     def _split(self) -> None:
         """Split merged groups on the rows that come next; every process gets the first one's weights."""
@@ -373,25 +384,3 @@ def _explained(x: Tensor, xhat: Tensor) -> float:
     x, xhat = x.double(), xhat.double()
     total = (x - x.mean(dim=0)).square().sum()
     return float(1 - (x - xhat).square().sum() / total.clamp_min(1e-300))
-
-
-@contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-    """A list that receives SIGINT or SIGTERM instead of the process; the second one acts as usual."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, _: Any) -> None:
-        received.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

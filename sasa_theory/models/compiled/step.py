@@ -22,7 +22,7 @@ from sasa_theory.models.codes import Codes
 from sasa_theory.models.compiled import gradient_loops, update_loops
 from sasa_theory.models.compiled.gate import Chosen, Gate, Then, even
 from sasa_theory.models.compiled.workspace import Workspace
-from sasa_theory.models.form import GatedForm
+from sasa_theory.models.form import GatedForm, unchanged
 from sasa_theory.threads import split
 
 CHARGES = {None: gradient_loops.NO_CHARGE, "map": gradient_loops.MAP, "decoder": gradient_loops.DECODER}
@@ -54,7 +54,7 @@ class CompiledStep:
         It asks for a gated form that no subclass has changed the loss of, float32 weights on the CPU, the encoder
         stored column by column, and Adam or AdamW as torch defines them.
         """
-        form = model.gated_form() if _unchanged(type(model)) else None
+        form = model.gated_form() if unchanged(type(model)) else None
         weights = [model.W_enc, model.b_enc, model.W_dec, model.b_dec]
         usable = (
             form is not None
@@ -249,13 +249,6 @@ class CompiledStep:
         t = float(self.optimizer.state[self.model.W_dec]["step"])
         lr, corrected = group["lr"] / (1 - beta1**t), 1 / math.sqrt(1 - beta2**t)
         return np.array([share, lr, beta1, beta2, corrected, group["eps"], 1 - group["lr"] * decay], np.float32)
-
-
-def _unchanged(kind: type[SparseModel]) -> bool:
-    """Whether the class that gives the form also has the last word on everything that the form says."""
-    said = ("loss", "encode", "decode", "post_step", "nuclear_penalty", "pre_activations", "training_rows")
-    owner = next(base for base in kind.__mro__ if "gated_form" in vars(base))
-    return all(getattr(kind, name, None) is getattr(owner, name, None) for name in said)
 
 
 def _grad(p: Tensor) -> Tensor:
