@@ -3,10 +3,18 @@
 Run with a Python that has sae-lens: `python -m pytest -m saelens tests/sasa_theory`.
 """
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from figures import Context, load_all
+from figures.language.blocks import BLOCK, whole_blocks
+from figures.language.study import Study
+from sasa_lab.report import write_report
+from sasa_lab.results import read_result, result_file
+from sasa_lab.running import run_figures
 from sasa_theory import saelens
 from sasa_theory.activations import ActivationStore, write_activations
 from sasa_theory.evaluation import ExplainedVariance
@@ -59,3 +67,49 @@ def test_saelens_explains_as_much_of_the_store_as_we_do(store, tmp_path, name, n
         assert got.explained_variance == pytest.approx(ours.explained_variance, abs=2e-5)
         assert got.variance == pytest.approx(ours.variance)
     assert ours.explained_variance > 0.1, "a dictionary that explains nothing would not test its scale"
+
+
+def test_saelens_explains_as_much_as_the_report_of_a_study_says(tmp_path, tiny_language_model):
+    """Text, store, dictionaries, result and report; each dictionary exported, reloaded, and read on the same rows."""
+    from sae_lens import SAE
+
+    load_all()
+    tiny_language_model("gpt2", tmp_path / "model", blocks=2)
+    drawn = np.random.default_rng(0).choice([f"w{i}" for i in range(60)], (500, 40))
+    (tmp_path / "text.txt").write_text("\n".join(" ".join(line) for line in drawn))
+    settings = {
+        "title": "tiny",
+        "model": str(tmp_path / "model"),
+        "hook": HOOK,
+        "context": 16,
+        "columns": 36,
+        "group_rank": 3,
+        "l0": [6],
+        "tokens": 18_000,
+        "train_tokens": 6400,
+        "batch_size": 128,
+        "norm_limit": None,
+        "seeds": [0],
+        "learning_rates": [0.003],
+        "evaluation_tokens": ROWS,
+        "spliced_tokens": 128,
+    }
+    (tmp_path / "tiny.json").write_text(json.dumps(settings))
+    options = {"config": str(tmp_path / "tiny.json"), "text": str(tmp_path / "text.txt")}
+    context = Context("standard", (0,), tmp_path / "out", options=options)
+    assert run_figures(["matched-budget"], context, force=False) == {}
+    assert "matched L0" in write_report(context.out).read_text()
+    results = read_result(result_file(context.out, "matched-budget", "standard"))["numbers"]["results"]
+    saelens.register()
+    study = Study.open(context)
+    for told in results:
+        (run,) = study.runs([(told["architecture"], told["l0"], told["seed"])])
+        exported = saelens.save(run.model, tmp_path / "exported" / told["architecture"])
+        sae = SAE.load_from_disk(exported, device="cpu")
+        calculator, source = ExplainedVariance(), study.data.batches(BLOCK, stream="eval")
+        with torch.no_grad():
+            for _ in range(whole_blocks(study) // BLOCK):
+                x = next(source)
+                calculator.update(x, sae(x), run.model.encode(x))
+        assert calculator.compute().explained_variance == pytest.approx(told["explained_variance"], abs=2e-5)
+    assert len(results) == 6 and max(told["explained_variance"] for told in results) > 0.1
