@@ -12,6 +12,10 @@ The starts on K-subspaces and on block PCA, and the gate noise, are those of rec
 the decoder's columns from rows. Variants of coherence change the world: its frames have that largest cosine of two
 features' subspaces (random frames have .59); above it all features share a direction, the more
 the higher.
+
+Two parts stand beside these: the published size (recovery_full.py), and, at one place of the second diagram where C6 is
+kept but nothing is found, training without the gauge, for LONG times the steps with the penalty warmed up over all of
+them, and from the planted truth: is it C6 or training that fails?
 """
 
 import dataclasses
@@ -20,26 +24,24 @@ from typing import Any
 
 import numpy as np
 
-from figures.rank_recovery import (
-    DIMS,
-    RANK,
-    SIZES,
-    feature_energy,
-    make_job,
-    make_world,
-    recovery,
-    train_from,
-    train_model,
-)
-from figures.recovery_draw import draw, mean_found, tables
+from figures.rank_recovery_starts import LONG, objective, planted_places, train_from, train_model, ungauged
+from figures.rank_recovery_world import DIMS, RANK, SIZES, feature_energy, make_job, make_world, recovery
+from figures.recovery_draw import check_table, draw, mean_found, tables
+from figures.recovery_full import GROUPS, SIZE, full_job, full_table, full_text
 from figures.recovery_starts import FIT_ROWS, STARTS, NoisyGate
 from figures.registry import Context, Figure, figures
+from figures.yardsticks import references
+from sasa_theory.models import SparseModel
+from sasa_theory.models.normaliser import NormalisedModel
 from sasa_theory.training import Job, Run, fit_all
 from synthetic import World
 
 FOUND, GOAL, COEFFICIENT, FLAT = 0.95, 0.95, 10.0, 4
+#: evaluated rows on which a feature is on
+ROWS = 1000
 #: the world and training of the ablation; loads, active features, r / d and lam / sigma_d of the phase diagrams; their
-#: steps and seeds; seeds that played no part when the splitting was made, for the recipe on this world and on E3's
+#: steps and seeds; r / d and lam / sigma_d of the check; seeds that played no part when the splitting was made, for the
+#: recipe on this world and on E3's; seeds of the published size
 PLANS: dict[str, dict[str, Any]] = {
     "quick": {
         "size": {"spec": "rank-recovery-192", "width": 96, "count": 4, "active": 2, "steps": 800, "batch": 512},
@@ -49,7 +51,9 @@ PLANS: dict[str, dict[str, Any]] = {
         "ratios": (1.0, 2.0),
         "shares": (0.1,),
         "phase": {"steps": 400, "seeds": 1},
+        "check": None,
         "fresh": (),
+        "full": (),
     },
     "standard": {
         "size": {"spec": "rank-recovery-192", "width": 96, "count": 4, "active": 2, "steps": 1200, "batch": 512},
@@ -59,7 +63,9 @@ PLANS: dict[str, dict[str, Any]] = {
         "ratios": (0.5, 1.0, 1.5, 2.0, 3.0),
         "shares": (0.0, 0.1, 0.3, 1.0, 2.5),
         "phase": {"steps": 800, "seeds": 1},
+        "check": (1.5, 1.0),
         "fresh": range(3, 8),
+        "full": (0,),
     },
     "paper": {
         "size": SIZES["paper"],
@@ -69,7 +75,9 @@ PLANS: dict[str, dict[str, Any]] = {
         "ratios": (0.5, 1.0, 1.5, 2.0, 3.0),
         "shares": (0.0, 0.1, 0.3, 1.0, 2.5),
         "phase": {"steps": 10_000, "seeds": 3},
+        "check": (1.5, 1.0),
         "fresh": range(3, 8),
+        "full": (0, 1, 2),
     },
 }
 #: name -> changed settings of model, training and world; factors of n_groups, rate, batch and coefficient; a start
@@ -158,9 +166,9 @@ def train_variant(size: dict[str, Any], name: str, seed: int, splits: bool, cont
     return train_from([(k * RANK, frame) for k, frame in enumerate(frames)], change["start"], world, job, context)
 
 
-def outcome(one: Run, world: World) -> dict[str, Any]:
+def outcome(model: SparseModel | NormalisedModel, world: World) -> dict[str, Any]:
     """Share found, mean capture, and ranks, of the groups matched to the features."""
-    got = recovery(one, world, 1000 * len(world.dims) // world.support.active)
+    got = recovery(model, world, ROWS * len(world.dims) // world.support.active)
     captures = [c for held in got["captures"] for c in held]
     names = ("capture", "rank_error", "spearman", "explained", "dead_share", "most_features_a_group")
     return {"found": float(np.mean([c >= FOUND for c in captures])), **{name: got[name] for name in names}}
@@ -178,7 +186,12 @@ def run(context: Context) -> dict[str, Any]:
         {"load": load, "active": active, **_cells(loaded(size, load, active, phase["steps"]), both, context)}
         for load, active in itertools.product(plan["loads"], plan["active"])
     ]
-    fresh = _fresh({"ablation": size, "E3": SIZES[context.profile]}, plan["fresh"], context)
+    worlds = {"E3": SIZES[context.profile]}
+    if size != worlds["E3"]:
+        worlds = {"ablation": size, **worlds}
+    fresh = _fresh(worlds, plan["fresh"], context)
+    yardsticks = _yardsticks(make_world(size), context)
+    full = _full(plan["full"], context)
     world = flat_world(size)
     grid = list(itertools.product(plan["ratios"], plan["shares"]))
     jobs = [flat_job(size, *at, phase["steps"], seed, split) for at in grid for split, seed in both]
@@ -187,17 +200,25 @@ def run(context: Context) -> dict[str, Any]:
         {"ratio": ratio, "share": share, **_sorted(found[i * len(both) : (i + 1) * len(both)], both)}
         for i, (ratio, share) in enumerate(grid)
     ]
+    check = _check(size, plan["check"], phase["steps"], context) if plan["check"] else []
     return {
         "numbers": {
             "ablation": ablation,
+            "yardsticks": yardsticks,
+            "full": full,
+            "check": check,
             "by_load": by_load,
             "by_rank": by_rank,
             "fresh": fresh,
             "goal": GOAL,
             "found": FOUND,
         },
-        "tables": tables(ablation, fresh, FOUND),
-        "findings": [finding(ablation, fresh, decided=context.profile != "quick")],
+        "tables": [
+            tables(ablation, yardsticks, fresh, FOUND),
+            *([full_table(full, FOUND)] if full else []),
+            *([check_table(check, plan["check"], FOUND)] if check else []),
+        ],
+        "findings": [finding(ablation, fresh, full, check, decided=context.profile != "quick")],
         "settings": {
             "world": make_world(size).spec(),
             "size": size,
@@ -228,7 +249,8 @@ def _ablation(size: dict[str, Any], names: tuple[str, ...], context: Context) ->
         found |= dict(zip(plain, _train(world, [variant_job(own, n, s, w) for n, w, s in plain], context), strict=True))
         for name, splits, seed in here:
             if (name, splits, seed) not in found:
-                found[name, splits, seed] = outcome(train_variant(own, name, seed, splits, context), world)
+                trained = train_variant(own, name, seed, splits, context)
+                found[name, splits, seed] = outcome(trained.model, world)
     return [{"variant": name, "splits": w, "seed": seed, **found[name, w, seed]} for name, w, seed in cells]
 
 
@@ -244,9 +266,46 @@ def _fresh(
     return out
 
 
+def _yardsticks(world: World, context: Context) -> list[dict[str, Any]]:
+    features = len(world.dims)
+    return [
+        {"name": name, "seed": seed, **outcome(model.to(context.device), own)}
+        for seed in context.seeds
+        for name, (model, own) in references(world, RANK, RANK * features, 2 * FIT_ROWS * features, seed).items()
+    ]
+
+
+def _full(seeds: tuple[int, ...], context: Context) -> list[dict[str, Any]]:
+    """The published size with and without the recipe."""
+    cells = [(groups, recipe, seed) for groups in GROUPS for recipe in (False, True) for seed in seeds]
+    jobs = [full_job(groups, recipe, COEFFICIENT, seed) for groups, recipe, seed in cells]
+    found = _train(make_world(SIZE), jobs, context)
+    return [
+        {"groups": groups, "recipe": recipe, "seed": seed, **got}
+        for (groups, recipe, seed), got in zip(cells, found, strict=True)
+    ]
+
+
+def _check(size: dict[str, Any], at: tuple[float, float], steps: int, context: Context) -> list[dict[str, Any]]:
+    """One place of the second diagram: the recipe, without the gauge, for longer, and from the truth; first seed."""
+    world, seed = flat_world(size), context.seeds[0]
+    recipe = flat_job(size, *at, steps, seed, True)
+    late = dataclasses.replace(recipe.training, steps=LONG * steps, penalty_warmup_steps=LONG * steps)
+    jobs = {"recipe": recipe, "no gauge": ungauged(recipe), "long": dataclasses.replace(recipe, training=late)}
+    runs = fit_all(world, list(jobs.values()), out=context.out, device=context.device, deadline=context.deadline)
+    made = dict(zip(jobs, runs, strict=True))
+    places = planted_places(world, False, recipe.settings["group_rank"])
+    made["truth"] = train_from(places, "truth", world, flat_job(size, *at, steps, seed, False), context)
+    lam, rows = recipe.settings["nuclear"], ROWS * len(world.dims) // size["active"]
+    return [
+        {"start": name, "objective": objective(one.model, world, lam, rows), **outcome(one.model, world)}
+        for name, one in made.items()
+    ]
+
+
 def _train(world: World, jobs: list[Job], context: Context) -> list[dict[str, Any]]:
     runs = fit_all(world, jobs, out=context.out, device=context.device, deadline=context.deadline)
-    return [outcome(one, world) for one in runs]
+    return [outcome(one.model, world) for one in runs]
 
 
 def _cells(size: dict[str, Any], both: list[tuple[bool, int]], context: Context) -> dict[str, list[float]]:
@@ -260,10 +319,16 @@ def _sorted(found: list[float], both: list[tuple[bool, int]]) -> dict[str, list[
     return {"with": [f for f, (w, _) in paired if w], "without": [f for f, (w, _) in paired if not w]}
 
 
-def finding(ablation: list[dict[str, Any]], fresh: list[dict[str, Any]], decided: bool) -> dict[str, str]:
-    """Supported: GOAL of the features found for every seed of the recipe; the best without splits beside it."""
+def finding(
+    ablation: list[dict[str, Any]],
+    fresh: list[dict[str, Any]],
+    full: list[dict[str, Any]],
+    check: list[dict[str, Any]],
+    decided: bool,
+) -> dict[str, str]:
+    """GOAL of the features found for every seed of the recipe, at the published size too, and only with splits."""
     shares = [one["found"] for one in ablation if one["variant"] == "recipe" and one["splits"]]
-    shares += [one["found"] for one in fresh]
+    shares += [one["found"] for one in fresh] + [one["found"] for one in full if one["recipe"]]
     plain = {one["variant"] for one in ablation if not one["splits"]}
     best = max(plain, key=lambda name: mean_found(ablation, name, False))
     text = (
@@ -271,6 +336,10 @@ def finding(ablation: list[dict[str, Any]], fresh: list[dict[str, Any]], decided
         f"{min(shares):.0%}) where training splits merged groups, {mean_found(ablation, 'recipe', False):.0%} where it "
         f"does not; best without splits: {best}, {mean_found(ablation, best, False):.0%}"
     )
+    text += full_text(full)
+    if check:
+        ends = ", ".join(f"{one['start']} {one['found']:.0%} (objective {one['objective']:.3f})" for one in check)
+        text += f"; where C6 is kept but the recipe finds little: {ends}"
     status = "needs an assumption" if min(shares) >= GOAL else "undecided"
     return {"sentence": "rank-recovery", "status": status if decided else "undecided", "text": text}
 

@@ -8,35 +8,39 @@ import torch
 from joblib import parallel_config
 
 import figures.rank_recovery as e3
+import figures.rank_recovery_starts as starts
 from figures import Context, figures
+from figures.yardsticks import REFERENCES
 from sasa_theory.bounds import slice_map
 from sasa_theory.models import SASA
-from sasa_theory.training import Run
+from synthetic import World
 
 TINY = {"spec": "rank-recovery-192", "width": 64, "count": 1, "active": 1, "steps": 4, "batch": 64}
 
 
 def planted_model(world, merged, gain=1.0):
-    model = e3.Planted(world.width, n_groups=len(world.dims), group_rank=e3.RANK, active_groups=world.support.active)
-    model.places = [(column, gain**0.5 * frame) for column, frame in e3.planted_places(world, merged)]
+    model = starts.Planted(
+        world.width, n_groups=len(world.dims), group_rank=e3.RANK, active_groups=world.support.active
+    )
+    model.places = [(column, gain**0.5 * frame) for column, frame in starts.planted_places(world, merged)]
     model.initialise(torch.Generator().manual_seed(0))
     return model
 
 
-def test_the_planted_truth_is_found_with_its_ranks_and_a_merged_one_is_not(tmp_path):
+def test_the_planted_truth_is_found_with_its_ranks_and_a_merged_one_is_not():
     world = e3.make_world(TINY)
-    truth = e3.recovery(Run(tmp_path, planted_model(world, False), [], 0.0), world, 8 * e3.ROWS)
+    truth = e3.recovery(planted_model(world, False), world, 8 * e3.ROWS)
     assert truth["found"] == 1 and truth["rank_error"] == 0
     assert truth["spearman"] == pytest.approx(1)
     assert [ranks[0] for ranks in truth["ranks"]] == list(e3.DIMS)
-    merged = e3.recovery(Run(tmp_path, planted_model(world, True), [], 0.0), world, 8 * e3.ROWS)
+    merged = e3.recovery(planted_model(world, True), world, 8 * e3.ROWS)
     assert merged["most_features_a_group"] == 2
     assert merged["rank_error"] > 1 and merged["found"] <= 0.5
 
 
 def test_pairs_fit_into_a_group_and_every_feature_has_its_place():
     world = e3.make_world({**TINY, "count": 2})
-    places = e3.planted_places(world, True)
+    places = starts.planted_places(world, True)
     assert sorted(len(frame) for _, frame in places) == sorted(world.dims)
     columns = [column + j for column, frame in places for j in range(len(frame))]
     assert len(set(columns)) == len(columns)
@@ -47,9 +51,9 @@ def test_pairs_fit_into_a_group_and_every_feature_has_its_place():
     assert set(held.values()) == {9}
 
 
-def test_the_objective_is_the_theorems_on_one_feature_a_row(tmp_path):
+def test_the_objective_is_the_theorems_on_one_feature_a_row():
     """Planted maps with C1's gain cost sum_i tr f(Sigma_i) where features do not overlap."""
-    world = e3.World.from_spec({**e3.make_world(TINY).spec(), "frames": "orthogonal", "seed": 3})
+    world = World.from_spec({**e3.make_world(TINY).spec(), "frames": "orthogonal", "seed": 3})
     lam, p = 0.02, 1 / len(world.dims)
     model = SASA(world.width, n_groups=8, group_rank=e3.RANK, active_groups=1)
     x = next(world.batches(20_000, stream="eval"))
@@ -67,7 +71,7 @@ def test_the_objective_is_the_theorems_on_one_feature_a_row(tmp_path):
             model.W_enc[:, 10 * i : 10 * i + d] = (half @ frame).T
             s = np.linalg.eigvalsh(sigma)
             expected += float(np.where(s <= lam / 2, s, lam - lam**2 / (4 * np.maximum(s, 1e-12))).sum())
-    got = e3.objective(Run(tmp_path, model, [], 0.0), world, lam, 20_000)
+    got = starts.objective(model, world, lam, 20_000)
     assert got == pytest.approx(expected, rel=1e-3)
     assert p / 8 > lam / 2  # every direction is kept, so the case is not empty
 
@@ -84,6 +88,22 @@ def test_windows_hold_the_coefficients_that_theory_says():
     assert small[-1].high == pytest.approx(found[-1].high, rel=0.05)
 
 
+def test_the_gate_leaves_c6s_window_alone_where_features_are_orthogonal_and_alone_on_a_row():
+    world = World.from_spec({**e3.make_world(TINY).spec(), "frames": "orthogonal"})
+    for gauge in (True, False):
+        for d in (1, 2):
+            lam = 0.8 * e3.windows(TINY)[d - 1].high / e3.feature_energy(TINY["spec"])
+            got = starts.gated_window(world, lam, gauge)
+            assert got["open"] == got["gated"] == [float(k <= d) for k in e3.DIMS]
+            assert got["kept"] == got["gated"]
+
+
+def test_the_gauge_takes_rows_from_features_of_few_dimensions():
+    world = e3.make_world({**TINY, "count": 4, "width": 96, "active": 2})
+    gauged, free = (starts.gated_window(world, 1e-4, gauge)["kept"] for gauge in (True, False))
+    assert gauged[0] < 0.6 < free[0] and gauged[-1] > 0.95 < free[-1]
+
+
 def run_of(lam, kind="map", **changed):
     base = {"found": 1.0, "rank_error": 0.1, "spearman": 0.99, "rank_error_found": 0.1}
     return {"penalty": kind, "coefficient": lam, **base, **changed}
@@ -98,7 +118,7 @@ def start_of(name, lam, objective, error=0.1, spearman=0.99):
 
 def test_the_finding_asks_for_found_features_and_for_ranks():
     window = [[3.0, 80.0]] * 8
-    objectives = {"random": 2.0, "plain": 2.5, "truth": 1.0}
+    objectives = {"random": 2.0, "plain": 2.5, "truth": 1.0, "truth, slow": 1.0, "truth, no gauge": 1.0}
     starts = [start_of(name, lam, value) for name, value in objectives.items() for lam in (10.0, 30.0)]
 
     def status(decided=True, starts=starts, **changed):
@@ -118,17 +138,22 @@ def test_the_finding_asks_for_found_features_and_for_ranks():
 
 def test_tiny_run_round_trip_and_drawing(tmp_path, monkeypatch):
     monkeypatch.setitem(e3.SIZES, "standard", TINY)
-    monkeypatch.setattr(e3, "COEFFICIENTS", (0.0, 10.0))
-    monkeypatch.setattr(e3, "STARTED", (0.0, 10.0))
+    monkeypatch.setattr(e3, "COEFFICIENTS", (0.0, 100.0))
+    monkeypatch.setattr(e3, "STARTED", (0.0, 100.0))
+    monkeypatch.setattr(e3, "ROWS", 100)
+    monkeypatch.setattr(starts, "ROUNDS", 2)
     with parallel_config(backend="sequential"):
         measured = figures["rank-recovery"].run(Context("standard", (0, 1), tmp_path))
-        monkeypatch.setattr(e3.Trainer, "fit", lambda *_, **__: pytest.fail("trained again"))
+        monkeypatch.setattr(starts.Trainer, "fit", lambda *_, **__: pytest.fail("trained again"))
         again = figures["rank-recovery"].run(Context("standard", (0, 1), tmp_path))
     assert again["numbers"] == measured["numbers"]
     read_back = json.loads(json.dumps(measured, allow_nan=False))
     assert [f["sentence"] for f in read_back["findings"]] == ["rank-recovery"]
-    assert len(read_back["numbers"]["trained"]) == 2 * 3  # 0, map 10, decoder 10
-    assert {s["start"] for s in read_back["numbers"]["starts"]} == {"random", "plain", "truth", "merged"}
+    assert len(read_back["numbers"]["trained"]) == 2 * 3  # 0, map 100, decoder 100
+    names = {"random", "plain", "random, no gauge", "truth", "truth, slow", "truth, no gauge", "merged"}
+    assert {s["start"] for s in read_back["numbers"]["starts"] if s["coefficient"] == 0} == names
+    assert {s["start"] for s in read_back["numbers"]["starts"] if s["coefficient"] == 100} == {*names, "random, long"}
+    assert {one["name"] for one in read_back["numbers"]["yardsticks"]} == set(REFERENCES)
     assert all(len(row) == len(t["columns"]) for t in read_back["tables"] for row in t["rows"])
     figures["rank-recovery"].draw(read_back)["figure"].savefig(tmp_path / "picture.png", dpi=40)
 

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from joblib import parallel_config
 
 import figures.recovery as recovery
+import figures.recovery_full as recovery_full
 from figures import Context, figures
-from figures.rank_recovery import make_world
+from figures.rank_recovery_world import make_world
+from figures.recovery_full import full_job, full_table
 from figures.recovery_starts import NoisyGate, block_pca_start
 from sasa_theory.models import SASA
 from sasa_theory.models.compiled import compiled_step
@@ -24,7 +26,9 @@ TINY = {
     "ratios": (1.0,),
     "shares": (0.1,),
     "phase": {"steps": 4, "seeds": 1},
+    "check": (1.5, 1.0),
     "fresh": (3,),
+    "full": (0,),
 }
 SIZE = recovery.PLANS["standard"]["size"]
 
@@ -123,17 +127,41 @@ def cell(variant, splits, found, seed=0):
 def test_the_finding_asks_every_seed_to_reach_the_goal():
     def status(shares, decided=True):
         cells = [cell("recipe", True, share, i) for i, share in enumerate(shares)] + [cell("recipe", False, 0.6)]
-        return recovery.finding(cells, [], decided)["status"]
+        return recovery.finding(cells, [], [], [], decided)["status"]
 
     assert status([0.95, 1.0]) == "needs an assumption"
     assert status([0.94, 1.0]) == "undecided"
     assert status([1.0], decided=False) == "undecided"
-    text = recovery.finding([cell("recipe", True, 1.0), cell("recipe", False, 0.6), cell("wide", False, 0.7)], [], True)
+    text = recovery.finding(
+        [cell("recipe", True, 1.0), cell("recipe", False, 0.6), cell("wide", False, 0.7)], [], [], [], True
+    )
     assert "best without splits: wide, 70%" in text["text"]
+    full = [{"groups": 256, "recipe": recipe, "found": share} for recipe, share in ((True, 0.9), (False, 0.6))]
+    ended = recovery.finding([cell("recipe", True, 1.0), cell("recipe", False, 0.6)], [], full, [], True)
+    assert ended["status"] == "undecided"  # the published size is asked for too
+    assert "published size, K = 256: 90% with the recipe, 60% without" in ended["text"]
+
+
+def test_the_reference_trains_without_penalty_revival_and_splits_and_only_groups_differ():
+    plain, recipe, wide = (full_job(*at, 10.0, 0) for at in ((256, False), (256, True), (512, True)))
+    assert (plain.settings["nuclear"], plain.settings["aux_groups"], plain.training.splits) == (0, 0, 0)
+    assert recipe.settings["nuclear"] > 0 and recipe.settings["aux_groups"] > 0 and recipe.training.splits > 0
+    assert wide.settings["n_groups"] == 512 and wide.training == recipe.training
+    assert (recipe.training.steps, recipe.training.batch_size) == (1200, 1024)
+    row = full_table([{"groups": k, "recipe": r, "found": 1.0, "capture": 1.0, "rank_error": 0.0, "dead_share": 0.5}
+                      for k in (256, 512) for r in (False, True)], 0.95)["rows"][2]  # fmt: skip
+    assert row == [512, "as the reference", 1, "0.63", "1.00", "1.00", "0.00", 319, "256"]
 
 
 def test_tiny_run_round_trip_and_drawing(tmp_path, monkeypatch):
     monkeypatch.setitem(recovery.PLANS, "standard", TINY)
+    monkeypatch.setattr(recovery, "ROWS", 100)
+    monkeypatch.setitem(recovery.SIZES, "standard", TINY["size"])
+    monkeypatch.setattr(recovery_full, "SIZE", TINY["size"])
+    monkeypatch.setattr(recovery, "SIZE", TINY["size"])
+    for module in (recovery, recovery_full):
+        monkeypatch.setattr(module, "GROUPS", (8, 16))
+    monkeypatch.setattr(recovery_full, "REFERENCE", {8: (0.5, 1), 16: (0.5, 2)})
     with parallel_config(backend="sequential"):
         measured = figures["recovery"].run(Context("standard", (0,), tmp_path))
         again = figures["recovery"].run(Context("standard", (0,), tmp_path))
@@ -141,5 +169,9 @@ def test_tiny_run_round_trip_and_drawing(tmp_path, monkeypatch):
     read_back = json.loads(json.dumps(measured, allow_nan=False))
     assert len(read_back["numbers"]["ablation"]) == 2 + 2 + 2 + 1 + 2
     assert all(len(read_back["numbers"][name]) == 1 for name in ("by_load", "by_rank"))
+    assert {one["world"] for one in read_back["numbers"]["fresh"]} == {"E3"}  # one size, not two of a kind
+    assert [one["start"] for one in read_back["numbers"]["check"]] == ["recipe", "no gauge", "long", "truth"]
+    truth = next(one for one in read_back["numbers"]["yardsticks"] if one["name"] == "planted truth")
+    assert truth["found"] == 1
     assert all(len(row) == len(t["columns"]) for t in read_back["tables"] for row in t["rows"])
     figures["recovery"].draw(read_back)["figure"].savefig(tmp_path / "picture.png", dpi=40)
