@@ -3,7 +3,7 @@
 No (B, K) tensor is kept. Each chunk of the encoder product hands over the entries that can still be among the n
 largest; of those and the ones kept so far the n largest are kept, and their least is the level that an entry of the
 next chunk must exceed. A GPU would have to report how many do, so there each chunk hands over its own n largest
-(unmeasured). On one CPU thread a whole BatchTopK step at D = 768, K = 12,288, k = 60, batch 4096 took 1.4 s of processor
+(unmeasured). On one CPU thread a whole BatchTopK step at D = 768, K = 12,288, k = 60, batch 4096 took 1.4 s of CPU
 time and 0.8 GB at its peak; chosen, decoded and differentiated densely, 5.9 s and 1.9 GB.
 """
 
