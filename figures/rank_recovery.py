@@ -174,6 +174,6 @@ figures.register("rank-recovery")(
         title="E3: subspaces and dimensions of many planted features against the nuclear coefficient",
         run=run,
         draw=draw,
-        budget={"quick": 60.0, "standard": 20 * 60.0, "paper": 6 * 3600.0},
+        budget={"quick": 60.0, "standard": 30 * 60.0, "paper": 6 * 3600.0},
     )
 )
