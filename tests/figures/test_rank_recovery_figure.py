@@ -134,6 +134,11 @@ def test_the_finding_asks_for_found_features_and_for_ranks():
     worse = [dict(s, objective=3.0) if s["start"] == "truth" else s for s in starts]
     assert status(starts=worse, found=0.7) == "undecided"
     assert e3.finding([], [], [[90.0, 95.0]] * 8, True)["status"] == "undecided"
+    names = (*objectives, "random, no gauge", "random, long")
+    beyond = [*starts, *(start_of(name, 100.0, 1.5) for name in names)]
+    split = [[3.0, 110.0]] * 6 + [[3.0, 80.0]] * 2
+    text = e3.finding([run_of(lam) for lam in e3.COEFFICIENTS], beyond, split, True)["text"]
+    assert "coefficient 100 is in the windows of 6 of 8 dimensions, found (objective): random 100% (1.5000)" in text
 
 
 def test_tiny_run_round_trip_and_drawing(tmp_path, monkeypatch):
