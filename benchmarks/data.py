@@ -12,8 +12,9 @@ timed.
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from sasa_lab.sizes import default_settings
 from sasa_theory.activations import ActivationStore, StoreWriter
 from synthetic.errors import LabError
 from synthetic.source import Dataset
-from synthetic.world import World, world_names
+from synthetic.world import World, read_spec, world_names
 
 NAME, GOAL = "data", 3.0
 STEP = "step"
@@ -51,16 +52,15 @@ def run(
     tell: Callable[[str], object] = lambda line: None,
     setting_of: Callable[[Dataset], Setting] = setting_of,
 ) -> Path:
-    """Measure every world (None: all that ship) and a store of each width they have; returns OUT/data.json."""
-    made = {name: World.from_spec(name) for name in (world_names() if worlds is None else worlds)}
+    """Measure every world (None: all that ship) and a store of each width they have; returns OUT/data.json.
+
+    Each source is made when its turn comes, small ones first, as a training run has one: in a process that holds large
+    ones the allocator hands the small batches' memory back to the system every time, which takes as long again.
+    """
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="sasa-lab-bench-") as folder:
-        sources: list[tuple[str, Dataset]] = [(f"world {name}", world) for name, world in made.items()]
-        for width in {world.width for world in made.values()}:
-            for dtype in DTYPES:
-                place = Path(folder) / f"{dtype}-{width}"
-                sources.append((f"store {dtype}", _store(place, dtype, width, store_rows)))
-        for name, data in sorted(sources, key=lambda source: source[1].width):
+        for name, make in _sources(world_names() if worlds is None else worlds, Path(folder), store_rows):
+            data = make()
             setting = setting_of(data)
             stream = data.batches(setting.batch, device)
             step = ours("sasa", Bench(setting, rows(setting, device), device, device.startswith("cuda")))
@@ -90,6 +90,16 @@ def run(
             ratio = found[-1]["rows"][name]["over_step"]
             tell(f"{name}, D={data.width}: {ratio:.1f} times the step of {setting.columns} columns, L0 {setting.l0}")
     return out / f"{NAME}.json"
+
+
+def _sources(worlds: Sequence[str], folder: Path, store_rows: int) -> Iterator[tuple[str, Callable[[], Dataset]]]:
+    """Name of each source and what makes it, by width: its worlds, then the stores."""
+    width_of = {name: int(read_spec(name)["width"]) for name in worlds}
+    for width in sorted(set(width_of.values())):
+        for name in (name for name in worlds if width_of[name] == width):
+            yield f"world {name}", partial(World.from_spec, name)
+        for dtype in DTYPES:
+            yield f"store {dtype}", partial(_store, folder / f"{dtype}-{width}", dtype, width, store_rows)
 
 
 def _store(path: Path, dtype: str, width: int, n: int) -> ActivationStore:

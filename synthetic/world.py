@@ -141,15 +141,7 @@ class World:
 
         Raises UsageError for unknown names and impossible worlds, DataError for a file that is not JSON.
         """
-        if isinstance(spec, Mapping):
-            return cls(spec)
-        path = Path(spec)
-        if path.suffix == ".json" or path.is_file():
-            return cls(_read(path))
-        shipped = _shipped()
-        if str(spec) not in shipped:
-            raise unknown("world (nor is there a file of that name):", str(spec), shipped)
-        return cls(json.loads(shipped[str(spec)].read_text(encoding="utf-8")))
+        return cls(spec if isinstance(spec, Mapping) else read_spec(spec))
 
     def spec(self) -> dict[str, Any]:
         """The world as JSON with every default filled in; `World.from_spec` of it is the same world."""
@@ -367,6 +359,20 @@ class World:
         norm = fields.number("bias", low=0)
         direction = torch.randn(self.width, generator=self._generator("bias"))
         return norm * torch.nn.functional.normalize(direction, dim=0), norm
+
+
+def read_spec(name: str | Path) -> Any:
+    """What a world's file holds: the path of a JSON file, or the name of a world that ships with the package.
+
+    Raises UsageError for an unknown name, DataError for a file that is not JSON.
+    """
+    path = Path(name)
+    if path.suffix == ".json" or path.is_file():
+        return _read(path)
+    shipped = _shipped()
+    if str(name) not in shipped:
+        raise unknown("world (nor is there a file of that name):", str(name), shipped)
+    return json.loads(shipped[str(name)].read_text(encoding="utf-8"))
 
 
 def world_names() -> list[str]:
