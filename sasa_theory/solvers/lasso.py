@@ -61,8 +61,8 @@ def solve(
     `lam` one number or one per sample; atoms of any length, zero and equal ones included. lam >= max_j |<d_j, x>| gives
     exactly zero. At lam = 0 (signed: least squares) the dual point is the part of the residual orthogonal to all
     atoms; non-negative codes at lam = 0, or at one not well above the rounding of <a, residual> (1e-16 ||x||), keep a
-    gap, because a dual point is scaled until no <a, nu> is above lam. After `rounds` rounds a sample is returned with the gap it has.
-    Raises UsageError for shapes that do not fit, NaN or Inf, or lam < 0.
+    gap, because a dual point is scaled until no <a, nu> is above lam. After `rounds` rounds a sample is returned with
+    the gap it has. Raises UsageError for shapes that do not fit, NaN or Inf, or lam < 0.
     """
     atoms, x, lams = checked(atoms, x, lam, rtol)
     squares = np.square(x).sum(1) / 2

@@ -25,7 +25,7 @@ def test_turned_cost_is_the_best_cost_of_basis_and_copy(h, theta, lam, signed):
     cost = turned_cost(h, theta, lam, signed)
     assert (cost <= coded.primal + 1e-9).all()
     assert (cost >= coded.dual - 1e-9).all()
-    if lam > 1e-6 or signed:  # non-negative codes keep a gap where lam drowns in rounding, see `lasso.solve`
+    if lam > 1e-9 or signed:  # non-negative codes keep a gap where lam drowns in rounding, see `lasso.solve`
         assert (coded.primal - coded.dual <= 1e-7).all()  # so the two sides leave it no room
 
 
