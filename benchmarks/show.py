@@ -52,6 +52,18 @@ LABELS = {name: f"sasa-lab {name}" for name in OURS} | {
     "published": "published SASA",
     "restated": "published SASA, restated",
 }
+#: "module.function: source" of the compiled step's parts -> what they are
+PARTS = {
+    "screen.visit: pre = torch._int_mm": "int8 product that screens",
+    "screen.visit: visitor": "encoder's product",
+    "gate.visitor": "shortlist of units",
+    "gate._exact": "float32 scores of the shortlist",
+    "gate.select": "choice",
+    "step.decode": "decode",
+    "step.gradients": "gradients of both weights",
+    "step._auxiliary": "auxiliary loss",
+    "step._moments": "Adam and gauge",
+}
 
 
 def load(file: Path, *keys: str) -> dict[str, Any]:
@@ -272,10 +284,16 @@ def _share_table(result: dict[str, Any], device: str, largest: int = 5) -> str:
     for run in runs:
         named = [(name, share) for name, share in run["shares"]["sasa"].items() if name != "elsewhere"]
         named = sorted(named, key=lambda one: -one[1])[:largest]
-        columns.append([f"{share:.0%} `{name[:60].replace('|', '/')}`" for name, share in named])
+        columns.append([f"{share:.0%} {_part(name)}" for name, share in named])
         columns[-1] += [""] * (largest - len(named))
     lines += [[str(place + 1), *cells] for place, cells in enumerate(zip(*columns, strict=True))]
     return _markdown(lines)
+
+
+def _part(name: str) -> str:
+    """A part in plain words, with its place; the source line or kernel itself where it has none."""
+    words = next((words for start, words in PARTS.items() if name.startswith(start)), None)
+    return f"`{name[:60].replace('|', '/')}`" if words is None else f"{words} (`{name.split(':')[0]}`)"
 
 
 def _architecture_table(result: dict[str, Any], device: str) -> str:
