@@ -33,6 +33,7 @@ def test_batches_are_those_of_any_number_of_threads(two_threads, monkeypatch, na
     assert drawing == [1, 1] and adding == ([2, 2] if large else [1, 1])
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
+    monkeypatch.undo()
     again = twin.batch()
     assert torch.equal(drawn.x, again.x) and torch.equal(drawn.index, again.index) and torch.equal(rows, next(twin))
 

@@ -41,6 +41,21 @@ def test_a_coefficient_counts_by_what_its_decoder_row_makes_of_it() -> None:
     assert after.bits == pytest.approx(before.bits, rel=1e-3)
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_every_coefficient_counts_by_its_own_row(dense: bool) -> None:
+    """Where all groups are on, or codes are dense, moving lengths from rows of the decoder to codes changes no bit."""
+    model = build("relu", width_in=10, n_latents=6) if dense else dictionary(10, 3, 2, 3, 0)
+    model.initialise(torch.Generator().manual_seed(0))
+    rows = torch.randn(300, 10, generator=torch.Generator().manual_seed(1))
+    before = description_length(model, rows)
+    scale = torch.tensor([1.0, 10.0, 0.1]).repeat_interleave(2)
+    with torch.no_grad():
+        model.W_enc.mul_(scale)
+        model.b_enc.mul_(scale)
+        model.W_dec.div_(scale[:, None])
+    assert description_length(model, rows).bits == pytest.approx(before.bits, rel=1e-3)
+
+
 def test_what_cannot_be_measured_is_said() -> None:
     model = dictionary(8, 4, 2, 1, 0)
     with pytest.raises(UsageError, match="0 rows"):
