@@ -27,7 +27,8 @@ from sasa_lab.sizes import default_settings
 from sasa_theory.activations import ActivationStore, StoreWriter
 from synthetic.errors import LabError
 from synthetic.source import Dataset
-from synthetic.world import World, read_spec, world_names
+from synthetic.spec import read_spec, world_names
+from synthetic.world import World
 
 NAME, GOAL = "data", 3.0
 STEP = "step"

@@ -10,8 +10,7 @@ feature's own second moment weighted by its rate. C6 wants lam / sigma_d < 2, C3
 
 The starts on K-subspaces and on block PCA, and the gate noise, are those of recovery_starts.py; the start on data takes
 the decoder's columns from rows. Variants of coherence change the world: its frames have that largest cosine of two
-features' subspaces (random frames have .59); above it all features share a direction, the more
-the higher.
+features' subspaces; beyond what random frames have, all features share a direction, the more the higher.
 
 Two parts stand beside these: the published size (recovery_full.py), and, at one place of the second diagram where C6 is
 kept but nothing is found, training without the gauge, for LONG times the steps with the penalty warmed up over all of

@@ -75,13 +75,14 @@ def live(
     if hook is None or not words:
         raise UsageError("--model needs --hook NAME and --text TEXT beside it, as `sasa-lab activations` does")
     require_transformers()
+    largest = limit(norm_limit)
     from sasa_theory.activations import LanguageModel, LiveActivations, read_text
 
     return LiveActivations(
         LanguageModel(model, device=device, context=context, prepend_bos=prepend_bos),
         read_text(words),
         hook,
-        norm_limit=limit(norm_limit),
+        norm_limit=largest,
         keep_special=keep_special,
     )
 

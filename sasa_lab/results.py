@@ -158,6 +158,12 @@ def is_current(result: Mapping[str, Any], context: "Context") -> bool:
     )
 
 
+def kept_result(name: str, context: "Context") -> dict[str, Any] | None:
+    """The figure's result at hand, where it is current, so that it need only be drawn again."""
+    file = result_file(context.out, name, context.profile)
+    return result if file.is_file() and is_current(result := read_result(file), context) else None
+
+
 def draw(figure: "Figure", file: Path) -> list[Path]:
     """Draw a figure from its result file into SVG and PNG beside it; returns the pictures' paths."""
     pictures = figure.draw(read_result(file))

@@ -5,7 +5,7 @@ import time
 from typing import TYPE_CHECKING
 
 from sasa_lab.report import write_report
-from sasa_lab.results import draw, is_current, read_result, result_file, save_figure_result
+from sasa_lab.results import draw, kept_result, read_result, result_file, save_figure_result
 from synthetic.errors import Interrupted, LabError, UsageError, unknown
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def run_figure(figure: "Figure", context: "Context", force: bool = False) -> Non
             f"figure {figure.name!r} has no profile {context.profile!r}; it has {', '.join(figure.budget)}"
         )
     file = result_file(context.out, figure.name, context.profile)
-    if not force and file.is_file() and is_current(result := read_result(file), context):
+    if not force and (result := kept_result(figure.name, context)) is not None:
         tell(f"{figure.name}: kept {file} of {result.get('date')} (same code, profile, seeds and options; --force")
         tell("  measures again); its pictures are drawn anew")
     else:

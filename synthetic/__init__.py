@@ -4,9 +4,10 @@ from synthetic.batch import Batch, FrameTable
 from synthetic.features import Feature, Kind, Magnitude
 from synthetic.manifolds import Manifold, Parametric, manifolds
 from synthetic.placement import coherent_frames, mutual_coherence, orthogonal_frames, random_frames, welch_bound
+from synthetic.spec import world_names
 from synthetic.stream import WorldStream
 from synthetic.support import Support
-from synthetic.world import World, WorldStatistics, world_names
+from synthetic.world import World, WorldStatistics
 
 __all__ = [
     "Batch",

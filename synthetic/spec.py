@@ -1,10 +1,16 @@
-"""Reading JSON specs: every key is asked for by name, type and range, and what nobody asked for is an error."""
+"""Reading JSON specs: every key is asked for by name, type and range, and what nobody asked for is an error.
 
+`read_spec` finds a world's spec: a file, or one of those that ship with the package.
+"""
+
+import importlib.resources
+import json
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from synthetic.errors import UsageError, unknown
+from synthetic.errors import DataError, UsageError, unknown
 
 _REQUIRED: Any = object()
 
@@ -95,3 +101,36 @@ def as_number(value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UsageError(f"{where} is {value!r}; expected a finite number")
     return float(value)
+
+
+def read_spec(name: str | Path) -> Any:
+    """What a world's file holds: the path of a JSON file, or the name of a world that ships with the package.
+
+    Raises UsageError for an unknown name, DataError for a file that is not JSON.
+    """
+    path = Path(name)
+    if path.suffix == ".json" or path.is_file():
+        return _read(path)
+    shipped = _shipped()
+    if str(name) not in shipped:
+        raise unknown("world (nor is there a file of that name):", str(name), shipped)
+    return json.loads(shipped[str(name)].read_text(encoding="utf-8"))
+
+
+def world_names() -> list[str]:
+    """Names of the worlds that ship with the package."""
+    return sorted(_shipped())
+
+
+def _shipped() -> dict[str, Any]:
+    folder = importlib.resources.files("synthetic") / "specs"
+    return {item.name.removesuffix(".json"): item for item in folder.iterdir() if item.name.endswith(".json")}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the world {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({error})") from None

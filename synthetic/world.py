@@ -18,7 +18,6 @@ Everything but width, features and support has a default. Rows are made from the
 
 import contextlib
 import hashlib
-import importlib.resources
 import json
 import math
 from collections.abc import Mapping
@@ -34,10 +33,10 @@ from numpy import ndarray
 from torch import Tensor
 
 from synthetic.batch import Activations, Batch, FrameTable
-from synthetic.errors import DataError, UsageError, unknown
+from synthetic.errors import UsageError, unknown
 from synthetic.features import Feature, Kind, OwnMagnitudes, make_features, read_groups
 from synthetic.placement import coherent_frames, mutual_coherence, orthogonal_frames, random_frames, tight_frames
-from synthetic.spec import Fields
+from synthetic.spec import Fields, read_spec
 from synthetic.stream import WorldStream, derived_generator, one_thread
 from synthetic.support import Support
 
@@ -359,39 +358,6 @@ class World:
         norm = fields.number("bias", low=0)
         direction = torch.randn(self.width, generator=self._generator("bias"))
         return norm * torch.nn.functional.normalize(direction, dim=0), norm
-
-
-def read_spec(name: str | Path) -> Any:
-    """What a world's file holds: the path of a JSON file, or the name of a world that ships with the package.
-
-    Raises UsageError for an unknown name, DataError for a file that is not JSON.
-    """
-    path = Path(name)
-    if path.suffix == ".json" or path.is_file():
-        return _read(path)
-    shipped = _shipped()
-    if str(name) not in shipped:
-        raise unknown("world (nor is there a file of that name):", str(name), shipped)
-    return json.loads(shipped[str(name)].read_text(encoding="utf-8"))
-
-
-def world_names() -> list[str]:
-    """Names of the worlds that ship with the package."""
-    return sorted(_shipped())
-
-
-def _shipped() -> dict[str, Any]:
-    folder = importlib.resources.files("synthetic") / "specs"
-    return {item.name.removesuffix(".json"): item for item in folder.iterdir() if item.name.endswith(".json")}
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the world {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON ({error})") from None
 
 
 def _distinct(kinds: list[Kind]) -> "tuple[list[Kind], Int[ndarray, ' n']]":

@@ -6,37 +6,33 @@ counted. All dictionaries of one pass are in memory together (fit_together). Wha
 and clusters, is scaled from its time on Gemma-3-270M and said to be.
 """
 
-import dataclasses
 import itertools
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
 
 from figures.language import ablation, token_budget
 from figures.language.configuration import ARCHITECTURES
 from figures.language.study import Study
-from sasa_theory.activations import LanguageModel
 from sasa_theory.activations.continuation import Continuation
 from sasa_theory.activations.gather import Pace, measure_pace
+from sasa_theory.activations.layout import ROW_BYTES
 from sasa_theory.activations.live import BLOCK
 from sasa_theory.activations.store import EVAL_EVERY
-from sasa_theory.models import build
-from sasa_theory.training import Job, Trainer, TrainSettings
+from sasa_theory.training import Job
+from sasa_theory.training.cost import (
+    PER_PARAMETER,
+    STEPS,
+    memory_line,
+    memory_of,
+    parameters,
+    step_and_row_seconds,
+    timed,
+    weight_bytes,
+)
 from sasa_theory.training.runs import directory, is_finished
 
-#: bytes a parameter takes in training (weight, gradient, two moments), float32
-PER_PARAMETER = 16
-#: bytes of a stored row beside its numbers (layout.COLUMNS and its norm)
-PER_ROW = 24
-#: arrays of batch x columns float32 that a step holds: pre-activations, codes, their gradient
-DENSE = 3
 #: a learning rate where none has been chosen yet
 UNTUNED = 1e-3
-#: steps timed after one that compiles
-STEPS = 2
 #: contexts from the hook to the loss that are timed, at most
 TIMED = 4
 #: figures that train dictionaries of their own; the others measure those of matched-budget at the middle L0
@@ -92,11 +88,6 @@ class Estimate:
         ]
 
 
-def memory_line(host: int, gpu: int) -> str:
-    """Memory of host and GPU as it is shown."""
-    return f"memory: about {host / 1e9:.1f} GB" + (f" of the host and {gpu / 1e9:.1f} GB of the GPU" if gpu else "")
-
-
 def estimate(study: Study, names: Sequence[str]) -> Estimate:
     """What the figures `names` of a study take: measured for a few seconds and multiplied; writes nothing."""
     made, model, width = study.configuration, study.language_model, study.language_model.width
@@ -106,26 +97,26 @@ def estimate(study: Study, names: Sequence[str]) -> Estimate:
     todo = [job for one in unfinished for job in one]
     device = study.context.device
     speeds = {
-        name: _speed(max(of, key=lambda job: parameters(job, width)), width, device)
+        name: step_and_row_seconds(max(of, key=lambda job: parameters(job.settings, width)), width, device)
         for name in ARCHITECTURES
         if (of := [job for job in jobs if job.architecture == name])
     }
     training = sum(job.training.steps * speeds[job.architecture][0] for job in todo)
-    disk = sum(parameters(job, width) for job in todo) * PER_PARAMETER
+    disk = sum(parameters(job.settings, width) for job in todo) * PER_PARAMETER
     if study.is_stored:
         tokens = 0 if study.at_hand else max(0, made.tokens - study.stored_rows())
-        disk += tokens * (2 * width + PER_ROW)
+        disk += tokens * (2 * width + ROW_BYTES)
     else:
         tokens = sum(max(job.training.steps for job in one) * made.batch_size for one in unfinished if one)
         disk += 4 * width * made.evaluation_tokens
     pace = measure_pace(model, made.hook, study.texts)
     largest = max(
-        (one for one in unfinished if one), key=lambda one: sum(parameters(j, width) for j in one), default=[]
+        (one for one in unfinished if one), key=lambda one: sum(parameters(j.settings, width) for j in one), default=[]
     )
-    trained = sum(parameters(job, width) for job in largest)
+    trained = sum(parameters(job.settings, width) for job in largest)
     codes = made.batch_size * made.columns if largest else 0
     block = 0 if study.is_stored else BLOCK * made.context * width
-    host, gpu = memory_of(trained, codes, block, weight_bytes(model), device)
+    host, gpu = memory_of(trained, codes, block, weight_bytes(model.model), device)
     reading, scaled = _evaluation(study, names, passes, {name: row for name, (_, row) in speeds.items()}, pace)
     return Estimate(
         tokens_run=tokens,
@@ -166,36 +157,6 @@ def study_passes(study: Study, names: Sequence[str]) -> dict[str, list[list[Job]
 
     tuning = [job for *_, job in study.tuning_jobs()] if names else []
     return {"tuning": [tuning], **{name: [jobs(name, seed) for seed in made.seeds] for name in names}}
-
-
-def memory_of(trained: int, codes: int, block: int, weights: int, device: str) -> tuple[int, int]:
-    """Bytes of main memory and of the GPU (0 on a CPU) in training.
-
-    trained  parameters in training at once, 16 bytes each.
-    codes    batch x columns, DENSE float32 arrays of which a step holds.
-    block    numbers in a block of rows of a model that runs beside the training, held twice (gathered and shuffled).
-    weights  bytes of the language model, which are read into main memory first.
-    """
-    of_step = PER_PARAMETER * trained + 4 * DENSE * codes
-    on_gpu = device.startswith("cuda")
-    return weights + 2 * 4 * block + (0 if on_gpu else of_step), of_step + weights if on_gpu else 0
-
-
-def parameters(job: Job, width: int) -> int:
-    """Weights of the dictionary's encoder and decoder."""
-    settings: Any = job.settings
-    columns = settings.get("n_latents") or settings["n_groups"] * settings["group_rank"]
-    return 2 * columns * width
-
-
-def weight_bytes(model: LanguageModel) -> int:
-    """Of the language model."""
-    return sum(p.numel() * p.element_size() for p in model.model.parameters())
-
-
-def step_seconds(job: Job, width: int, device: str) -> float:
-    """Seconds of a training step of `job` on random rows."""
-    return _speed(job, width, device)[0]
 
 
 # ---- inside ------------------------------------------------------------------------------------------------------
@@ -241,20 +202,6 @@ def _evaluation(
     return reading, scaled
 
 
-def _speed(job: Job, width: int, device: str) -> tuple[float, float]:
-    """Seconds of a training step of `job`, and of a held-out row, on random rows."""
-    rows = torch.randn(job.training.batch_size, width, generator=torch.Generator().manual_seed(0))
-    model = build(job.architecture, width_in=width, **job.settings)
-    training: TrainSettings = dataclasses.replace(job.training, splits=0)  # these need many rows at the start
-    trainer = Trainer(model, itertools.repeat(rows), training, device=device, progress=False)
-    trainer.begin()
-    step = min(_timed(trainer.advance, device) for _ in range(STEPS + 1))
-    held = rows.to(device)
-    with torch.no_grad():
-        read = min(_timed(lambda: trainer.model.reconstruct(held), device) for _ in range(STEPS))
-    return step, read / len(rows)
-
-
 def _spliced_seconds(study: Study) -> float:
     """Seconds of a token from the hook to its loss."""
     model, hook = study.language_model, study.configuration.hook
@@ -267,12 +214,4 @@ def _spliced_seconds(study: Study) -> float:
         final = rest.finish(states)[0, :-1]
         rest.compare(final, [final], longest.ids[1:])
 
-    return min(_timed(finish, study.context.device) for _ in range(STEPS)) / len(longest.ids)
-
-
-def _timed(act: Any, device: str) -> float:
-    began = time.perf_counter()
-    act()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return min(timed(finish, study.context.device) for _ in range(STEPS)) / len(longest.ids)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from figures.language.configuration import configurations, load_configuration
-from figures.language.estimate import PER_PARAMETER, PER_ROW, TRAINED, memory_of, parameters, study_passes
+from figures.language.estimate import TRAINED, study_passes
 from figures.language.study import Study
 from figures.registry import Context
-from sasa_theory.activations.layout import require_dtype
+from sasa_theory.activations.layout import ROW_BYTES, require_dtype
 from sasa_theory.activations.live import BLOCK
+from sasa_theory.training.cost import PER_PARAMETER, memory_of, parameters
 
 #: model of a configuration -> transformers' class of its settings, and those that are not the class's defaults
 MODELS: dict[str, tuple[str, dict[str, int]]] = {
@@ -83,13 +84,13 @@ def row(name: str) -> list[str]:
     passes = study_passes(study, TRAINED)
     jobs = {repr(job): job for of in passes.values() for one in of for job in one}
     together = {figure: max(of, key=len) for figure, of in passes.items()}
-    trained = {figure: sum(parameters(job, width) for job in one) for figure, one in together.items()}
+    trained = {figure: sum(parameters(job.settings, width) for job in one) for figure, one in together.items()}
     block = 0 if made.stored else BLOCK * made.context * width
     gpu, host = {}, 0
     for figure in ("matched-budget", max(trained, key=lambda figure: trained[figure])):
         host, gpu[figure] = memory_of(trained[figure], made.batch_size * made.columns, block, weights, "cuda")
-    rows = made.tokens * (2 * width + PER_ROW) if made.stored else made.evaluation_tokens * width * 4
-    disk = rows + sum(parameters(job, width) for job in jobs.values()) * PER_PARAMETER
+    rows = made.tokens * (2 * width + ROW_BYTES) if made.stored else made.evaluation_tokens * width * 4
+    disk = rows + sum(parameters(job.settings, width) for job in jobs.values()) * PER_PARAMETER
     one = PER_PARAMETER * 2 * made.columns * width
     return [
         f"`{name}`",

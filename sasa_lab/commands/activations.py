@@ -55,7 +55,7 @@ def run(options: Options) -> int:
     require_transformers()
     from sasa_theory.activations import LanguageModel, read_text, write_activations
 
-    texts = read_text(options.text)
+    texts, largest = read_text(options.text), limit(options.norm_limit)
     device = checked_device(options.device)
     model = LanguageModel(options.model, device=device, context=options.context, prepend_bos=options.prepend_bos)
     forecast = of_store(
@@ -72,7 +72,7 @@ def run(options: Options) -> int:
         dtype=options.dtype,
         workers=options.workers,
         keep_special=options.keep_special,
-        norm_limit=limit(options.norm_limit),
+        norm_limit=largest,
         progress=sys.stderr.isatty(),
     )
     dropped = ", ".join(f"{count} {reason}" for reason, count in done.dropped.items()) or "none"

@@ -11,7 +11,7 @@ from figures.registry import Context
 from sasa_lab.arguments import checked_device, deadline, require_transformers
 from sasa_lab.profiles import Profile
 from sasa_lab.report import write_report
-from sasa_lab.results import is_current, read_result, result_file
+from sasa_lab.results import kept_result
 from sasa_lab.running import report_failures, run_figures, tell
 from synthetic.errors import unknown
 
@@ -90,7 +90,7 @@ def run(options: Options) -> int:
     context = Context(options.profile, (0,), out, device, stop, chosen)
     study = Study.open(context)
     tell(f"{study.configuration.name}: {study.configuration.title} -> {out}")
-    todo = [name for name in options.figure if options.force or not _is_kept(name, context)]
+    todo = [name for name in options.figure if options.force or kept_result(name, context) is None]
     for line in estimate(study, todo).lines():
         tell(f"  {line}")
     if options.estimate:
@@ -98,9 +98,3 @@ def run(options: Options) -> int:
     failed = run_figures(options.figure, context, options.force)
     tell(f"report: {write_report(out)}")
     return report_failures(failed)
-
-
-def _is_kept(name: str, context: Context) -> bool:
-    """Whether the figure's result is at hand, so that it is only drawn again."""
-    file = result_file(context.out, name, context.profile)
-    return file.is_file() and is_current(read_result(file), context)

@@ -36,6 +36,8 @@ DTYPES: dict[str, torch.dtype] = {
 
 #: one number per row: token id, position in its context, document and context it comes from, Euclidean norm
 COLUMNS = {"tokens": np.int32, "positions": np.int32, "documents": np.int32, "contexts": np.int32, "norms": np.float32}
+#: bytes of a stored row beside its D numbers
+ROW_BYTES = sum(np.dtype(kind).itemsize for kind in COLUMNS.values())
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthetic import loops
+from synthetic.spec import world_names
 from synthetic.support import Support, _above_phi
-from synthetic.world import World, world_names
+from synthetic.world import World
 
 
 def rng(seed: int) -> torch.Generator:
