@@ -21,9 +21,8 @@ steps. SASA's nuclear coefficient is a grid of its own, in shares of the upper e
 even directions: the largest that leaves at most PRICE times the least unexplained variance. Planted truth plays no part
 in it, and the search's seed is none of the figure's.
 
-On SynthSAEBench the search has 300 steps of 256 rows, half the steps of the standard profile and an eighth of its rows.
-The tracked result still is one of 30 steps, which takes rates that are too small for either, until the command above is
-run again; the figure's table says how long the search was.
+On SynthSAEBench the search has 300 steps of 256 rows, half the steps of the standard profile and an eighth of its rows
+(the figure's table says so); one of 30 steps took rates that were too small for either.
 """
 
 from collections.abc import Mapping, Sequence
