@@ -7,13 +7,14 @@ dead is forced, the same random share for everyone, since no trainer runs long e
 
 sparsify's loop has no step that can be called (it hooks a language model), so its order of calls is repeated here
 around its own SparseCoder; it does not clip. Peers are imported where they are used. Where a penalty decides how many
-columns are on (relu, gated, jumprelu, group lasso), biases or thresholds begin where L0 is the setting's, for everyone.
+columns are on (relu, gated, jumprelu, group lasso), biases or thresholds begin where L0 is the setting's, for everyone,
+and learning rates of next to nothing keep it there.
 """
 
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -25,15 +26,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from benchmarks.published_sasa import PublishedSASA, PublishedTrainer
-from sasa_theory.models import build
+from sasa_theory.models import bags, build
 from sasa_theory.training import Trainer, TrainSettings
 from synthetic.errors import UsageError
 
 Step = Callable[[], object]
 #: batches that every contender goes round and round
 BATCHES = 3
-#: rows on which L0 is set where a penalty decides it
-SAMPLE = 256
+#: rows on which L0 is set where a penalty decides it, and the learning rate that leaves it there
+SAMPLE, STILL = 256, 1e-12
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ def ours(architecture: str, bench: Bench, compiled: bool = True, **changes: Any)
         sizes["nuclear"] = 0.01
     model: Any = build(architecture, width_in=at.width, **{**sizes, **changes})
     settings = TrainSettings(steps=10**6, batch_size=at.batch, log_every=10**6, autocast=bench.autocast)
+    if architecture in PENALISED:
+        settings = replace(settings, lr=STILL)
     trainer = Trainer(model, bench.batches(), settings, device=bench.device, progress=False)
     trainer._start()
     if architecture == "grouplasso":
@@ -117,10 +120,19 @@ def ours(architecture: str, bench: Bench, compiled: bool = True, **changes: Any)
     elif architecture in PENALISED:
         threshold = float(model.threshold[0].detach()) if architecture == "jumprelu" else 0.0
         begin_at_l0(bench, model.W_enc, model.b_enc, threshold)
-    if not compiled:
-        trainer.compiled = None
     dead = bench.dead(model.n_units)
     trainer.firing.dead = lambda: dead  # type: ignore[method-assign]
+    if not compiled:
+        trainer.compiled, learn = None, trainer._learn
+
+        def in_torch(*of: Any) -> Any:
+            bags.LOOPS = False
+            try:
+                return learn(*of)
+            finally:
+                bags.LOOPS = True
+
+        trainer._learn = in_torch  # type: ignore[assignment, method-assign]
     return trainer._train_step
 
 
@@ -208,15 +220,15 @@ def saelens(kind: str, bench: Bench) -> Step:
     if kind in PENALISED:
         threshold = float(model.threshold[0].detach()) if kind == "jumprelu" else 0.0
         begin_at_l0(bench, model.W_enc, model.b_gate if kind == "gated" else model.b_enc, threshold)
-    return _saelens_step(model, bench)
+    return _saelens_step(model, bench, **({"lr": STILL} if kind in PENALISED else {}))
 
 
-def _saelens_step(model: Any, bench: Bench) -> Step:
+def _saelens_step(model: Any, bench: Bench, **rate: float) -> Step:
     training, config = require("sae_lens.training.sae_trainer"), require("sae_lens.config")
     settings = config.SAETrainerConfig(
         total_training_samples=10**6 * bench.setting.batch,
         train_batch_size_samples=bench.setting.batch,
-        lr_end=3e-5,  # the tenth of lr that its runner sets
+        **({"lr_end": 3e-5} | rate),  # the tenth of lr that its runner sets
         device=bench.device,
         autocast=bench.autocast,
     )
@@ -235,7 +247,7 @@ def _saelens_step(model: Any, bench: Bench) -> Step:
 def dictionary_learning(kind: str, bench: Bench) -> Step:
     """dictionary_learning's trainer of an architecture."""
     at, (module, name) = bench.setting, DICTIONARY_LEARNING[kind]
-    sizes: dict[str, Any] = {} if kind in PENALISED else {"k": at.l0}
+    sizes: dict[str, Any] = {"lr": STILL} if kind in PENALISED else {"k": at.l0}
     if kind == "matryoshka":
         sizes["group_fractions"] = [1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2]
     make = getattr(require(f"dictionary_learning.trainers.{module}"), name)

@@ -162,7 +162,7 @@ def certify_codes(
 def model_codes(model: SparseModel, z: "Float[Tensor, 'n D']") -> "Float[ndarray, 'n N']":
     """Dense codes of a vector dictionary in float64; for a gated model those of the gate path."""
     if model.architecture == "gated":
-        return model.gate_and_magnitude(z)[0].relu().double().numpy()  # type: ignore[operator]
+        return model.pre_activations(z).relu().double().numpy()
     return model.encode(z).dense()[..., 0].double().numpy()
 
 

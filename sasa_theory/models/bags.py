@@ -8,7 +8,7 @@
 a chunk of pre-activations. A row uses the columns [k r, (k+1) r) of its units k; rows that use unequally many units are
 given as one list of pairs, index (P, 1) and values (P, 1, r), with the `ragged` that says whose each is. Nothing here
 asks the device for a number, shapes depend on (B, s, r, K) alone, and every sum has one order (no atomics): equal runs
-stay equal bit for bit. `fastest` gives the same functions as Triton kernels where there are any.
+stay equal bit for bit. `fastest` gives the same functions as Triton kernels or compiled loops where there are any.
 """
 
 import functools
@@ -24,13 +24,29 @@ from sasa_theory.models.codes import Ragged
 
 #: candidates come from the units in sets of this many: the s best lie in the s sets with the largest members
 SET = 16
+#: whether compiled loops are used on a CPU; the benchmark of torch alone switches them off
+LOOPS = True
 
 
 def fastest(x: Tensor) -> ModuleType:
-    """The module to take `select`, `bags`, `project` and `outer` from: Triton's for float32 on a GPU, else this one."""
+    """Where to take `select`, `bags`, `project` and `outer` from: for float32 Triton's on a GPU, loops on a CPU."""
     if x.is_cuda and x.dtype == torch.float32 and (kernels := _triton()) is not None:
         return kernels
-    return sys.modules[__name__]
+    return compiled_loops(x) or sys.modules[__name__]
+
+
+def compiled_loops(x: Tensor) -> ModuleType | None:
+    """The compiled loops, for float32 on a CPU, unless `LOOPS` is switched off."""
+    return _loops() if LOOPS and x.device.type == "cpu" and x.dtype == torch.float32 else None
+
+
+@functools.cache
+def _loops() -> ModuleType | None:
+    try:
+        from sasa_theory.models.compiled import bags as loops
+    except ImportError:  # pragma: no cover - numba is a dependency; a machine without it takes torch's operations
+        return None
+    return loops
 
 
 @functools.cache

@@ -228,6 +228,13 @@ class _SquaredError(torch.autograd.Function):
         return -toward if ctx.needs_input_grad[0] else None, toward
 
 
+def weighted_mean(codes: Codes, weights: "Float[Tensor, ' K']") -> "Float[Tensor, '']":
+    """Mean over the batch of sum_k w_k c_k, for units of one column."""
+    if codes.index is None:
+        return (codes.values[..., 0] @ weights).mean()
+    return (codes.values[..., 0] * codes.of_units(weights)).sum() / codes.batch
+
+
 def require_positive(**values: object) -> None:
     """Raise UsageError unless every value is a positive integer."""
     for name, value in values.items():

@@ -1,4 +1,4 @@
-"""The gates: per row the units of largest norm among p_k = E_k (x - b), or the largest latents of the whole batch.
+"""The gates: per row the units of largest norm among p_k = E_k (x - b), the largest of the batch, what exceeds a level.
 
 Written plainly here; `gated_torch` does the same without keeping what the gate throws away.
 """
@@ -32,6 +32,29 @@ def best_units(
         return Codes(index, values, n_units)
     pre = x @ w_enc + (b_enc if b_dec is None else b_enc - b_dec @ w_enc)
     return top_units((pre if signed else pre.relu()).unflatten(1, (n_units, rank)), n_best)
+
+
+def units_above(
+    x: "Float[Tensor, 'B D']",
+    w_enc: "Float[Tensor, 'D Kr']",
+    b_enc: "Float[Tensor, ' Kr']",
+    b_dec: "Float[Tensor, ' D']",
+    rank: int,
+    level: "Float[Tensor, ' K']",
+    by_norm: bool = False,
+) -> Codes:
+    """p = (x - b_dec) W_enc + b_enc of the units that exceed their level, where these are few; else of all units.
+
+    By its norm, or a column by its value. Differentiable in everything but the choice.
+    """
+    n_units = len(level)
+    if gated_torch.available(x, w_enc, b_enc, b_dec) and x.dtype == level.dtype:
+        found = gated_torch.encode_above(x, w_enc, b_enc, b_dec, rank, level, by_norm)
+        if found is not None:
+            index, values, ragged = found
+            return Codes(index, values, n_units, ragged=ragged)
+    pre = x @ w_enc + (b_enc - b_dec @ w_enc)
+    return Codes(None, pre.unflatten(1, (n_units, rank)), n_units)
 
 
 def top_units(values: "Float[Tensor, 'B K r']", n_best: int) -> Codes:

@@ -15,8 +15,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sasa_theory.models.auxiliary import auxiliary_loss
-from sasa_theory.models.base import Loss, SparseModel, reconstruction_error, require_number, unit_rows_
+from sasa_theory.models.base import (
+    Loss,
+    SparseModel,
+    combine,
+    reconstruction_error,
+    require_number,
+    unit_rows_,
+    weighted_mean,
+)
 from sasa_theory.models.codes import Codes
+from sasa_theory.models.gate import units_above
 from sasa_theory.models.registry import architectures
 from sasa_theory.models.sparsity import Coefficient
 
@@ -42,32 +51,35 @@ class Gated(SparseModel):
         self.b_mag = nn.Parameter(torch.zeros(n_latents))
         self.coefficient = Coefficient(coefficient, target_l0)
 
-    def gate_and_magnitude(self, x: "Float[Tensor, 'B D']") -> "tuple[Float[Tensor, 'B K'], Float[Tensor, 'B K']]":
-        """Gate pre-activations and rectified magnitudes."""
-        u = x @ self.W_enc - self.b_dec @ self.W_enc
-        return u + self.b_enc, (u * self.r_mag.exp() + self.b_mag).relu()
-
     def encode(self, x: "Float[Tensor, 'B D']") -> Codes:
         """Magnitudes of the latents whose gate is open, dense."""
-        gate, magnitude = self.gate_and_magnitude(x)
-        return Codes(None, (magnitude * (gate > 0))[..., None], self.n_units)
+        u = x @ self.W_enc - self.b_dec @ self.W_enc
+        return self._gated(Codes(None, u[..., None], self.n_units))[0]
+
+    def _gated(self, entries: Codes) -> tuple[Codes, Codes]:
+        """Codes, and the rectified gates, from u of all latents or of those whose gate is open."""
+        u = entries.values[..., 0]
+        gate = u + entries.of_units(self.b_enc)
+        magnitude = (u * entries.of_units(self.r_mag.exp()) + entries.of_units(self.b_mag)).relu()
+        codes = entries.holding((magnitude * (gate > 0))[..., None])
+        return codes, entries.holding(gate.relu()[..., None])
 
     def loss(
         self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0
     ) -> Loss:
-        gate, magnitude = self.gate_and_magnitude(x)
-        codes = Codes(None, (magnitude * (gate > 0))[..., None], self.n_units)
-        xhat = self.decode(codes)
-        via_gate = gate.relu() @ self.W_dec.detach() + self.b_dec.detach()
-        l1 = (gate.relu() @ torch.linalg.vector_norm(self.W_dec.detach(), dim=1)).mean()
+        no_bias, closed = torch.zeros_like(self.b_enc), -self.b_enc.detach()
+        codes, gate = self._gated(units_above(x, self.W_enc, no_bias, self.b_dec, 1, closed))
+        codes = codes.counted()
+        xhat, frozen = self.decode(codes), self.W_dec.detach()
+        via_gate = combine(gate, frozen) + self.b_dec.detach()
+        l1 = weighted_mean(gate, torch.linalg.vector_norm(frozen, dim=1))
         parts = {
             "reconstruction": reconstruction_error(x, xhat),
             "sparsity": penalty_scale * self.coefficient() * l1,
             "gate": reconstruction_error(x, via_gate),
             "auxiliary": auxiliary_loss(self, x, xhat, dead, self.aux_latents, signed=False),
         }
-        l0 = codes.l0().float().mean()
-        return Loss(torch.stack(list(parts.values())).sum(), parts, codes, xhat, {"l0": l0})
+        return Loss(torch.stack(list(parts.values())).sum(), parts, codes, xhat, {"l0": codes.mean_l0()})
 
     @torch.no_grad()
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from sasa_theory.models import bags
 from sasa_theory.models.codes import Ragged
+from sasa_theory.models.gate_above import gate_above
 from sasa_theory.models.gate_batch import gate_batch
 from sasa_theory.models.gate_chunks import gate
 
@@ -56,6 +57,25 @@ def encode_batch(
         moved = x - b_dec
         index, values, ragged = gate_batch(moved, w_enc, b_enc, n)
     return index, _Coefficients.apply(x, w_enc, b_enc, b_dec, moved, index, values, True, ragged), ragged
+
+
+def encode_above(
+    x: "Float[Tensor, 'B D']",
+    w_enc: "Float[Tensor, 'D Kr']",
+    b_enc: "Float[Tensor, ' Kr']",
+    b_dec: "Float[Tensor, ' D']",
+    rank: int,
+    level: "Float[Tensor, ' K']",
+    by_norm: bool,
+) -> "tuple[Int[Tensor, 'P 1'], Float[Tensor, 'P 1 r'], Ragged] | None":
+    """What exceeds its unit's level in (x - b_dec) W_enc + b_enc, differentiable; None where that is much."""
+    with torch.no_grad():
+        moved = x - b_dec
+        found = gate_above(moved, w_enc, b_enc, rank, level, by_norm)
+    if found is None:
+        return None
+    index, values, ragged = found
+    return index, _Coefficients.apply(x, w_enc, b_enc, b_dec, moved, index, values, False, ragged), ragged
 
 
 def combine(

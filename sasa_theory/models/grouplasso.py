@@ -24,6 +24,7 @@ from sasa_theory.models.auxiliary import auxiliary_loss
 from sasa_theory.models.base import Loss, SparseModel, reconstruction_error, require_number
 from sasa_theory.models.bsf import unit_blocks_
 from sasa_theory.models.codes import Codes
+from sasa_theory.models.gate import units_above
 from sasa_theory.models.registry import architectures
 from sasa_theory.models.sparsity import Coefficient
 
@@ -70,15 +71,17 @@ class GroupLasso(SparseModel):
     def loss(
         self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0
     ) -> Loss:
-        codes = self.encode(x)
+        theta = self.log_threshold.exp()
+        level = theta.detach().expand(self.n_units)
+        found = units_above(x, self.W_enc, self.b_enc, self.b_dec, self.rank, level, by_norm=True)
+        codes = found.holding(block_soft_threshold(found.values, theta)).counted()
         xhat = self.decode(codes)
         parts = {
             "reconstruction": reconstruction_error(x, xhat),
-            "sparsity": penalty_scale * self.coefficient() * codes.norms().sum(1).mean(),
+            "sparsity": penalty_scale * self.coefficient() * codes.norms().sum() / codes.batch,
             "auxiliary": auxiliary_loss(self, x, xhat, dead, self.aux_groups, signed=True),
         }
-        l0 = codes.l0().float().mean()
-        return Loss(torch.stack(list(parts.values())).sum(), parts, codes, xhat, {"l0": l0})
+        return Loss(torch.stack(list(parts.values())).sum(), parts, codes, xhat, {"l0": codes.mean_l0()})
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """A format of our own, "grouplasso": the usual four tensors and the one threshold."""

@@ -17,6 +17,7 @@ from sasa_theory.models.auxiliary import auxiliary_loss
 from sasa_theory.models.base import Loss, SparseModel, reconstruction_error, require_number, unit_rows_
 from sasa_theory.models.batchtopk import gated_by
 from sasa_theory.models.codes import Codes
+from sasa_theory.models.gate import units_above
 from sasa_theory.models.registry import architectures
 from sasa_theory.models.sparsity import Coefficient
 
@@ -34,7 +35,7 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
         pre, theta = ctx.saved_tensors
         window = (pre - theta).abs() < ctx.bandwidth / 2
-        return None, -(grads[0] * window).sum(0) / ctx.bandwidth, None
+        return None, -(grads[0] * window).sum_to_size(theta.shape) / ctx.bandwidth, None
 
 
 @architectures.register("jumprelu")
@@ -75,13 +76,16 @@ class JumpReLU(SparseModel):
     def loss(
         self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0
     ) -> Loss:
-        pre, theta = self.pre_activations(x), self.threshold
+        # whatever is on or in the window, and a little more, as the window is looked at again
+        lowest = (self.threshold - (0.5 + 1e-3) * self.bandwidth).detach()
+        found = units_above(x, self.W_enc, self.b_enc, self.b_dec, 1, lowest)
+        pre, theta = found.values[..., 0], found.of_units(self.threshold)
         on = _Step.apply(pre, theta, self.bandwidth)
         # c = pre * 1{pre > theta}: its threshold gradient is -theta/bandwidth in the window, as pre ~ theta there
         value = pre * on.detach() + theta.detach() * (on - on.detach())
-        codes = Codes(None, value[..., None], self.n_units)
+        codes = found.holding(value[..., None]).counted()
         xhat = self.decode(codes)
-        l0 = on.sum(1).mean()
+        l0 = on.sum() / codes.batch
         parts = {
             "reconstruction": reconstruction_error(x, xhat),
             "sparsity": penalty_scale * self.coefficient() * l0,

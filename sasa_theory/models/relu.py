@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sasa_theory.models.auxiliary import auxiliary_loss
-from sasa_theory.models.base import Loss, SparseModel, reconstruction_error, require_number, unit_rows_
+from sasa_theory.models.base import Loss, SparseModel, reconstruction_error, require_number, unit_rows_, weighted_mean
 from sasa_theory.models.codes import Codes
+from sasa_theory.models.gate import units_above
 from sasa_theory.models.registry import architectures
 from sasa_theory.models.sparsity import Coefficient
 
@@ -44,16 +45,16 @@ class ReLU(SparseModel):
     def loss(
         self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0
     ) -> Loss:
-        codes = self.encode(x)
+        found = units_above(x, self.W_enc, self.b_enc, self.b_dec, 1, torch.zeros_like(self.b_enc))
+        codes = found.holding(found.values.relu()).counted()
         xhat = self.decode(codes)
-        l1 = (codes.values[..., 0] @ torch.linalg.vector_norm(self.W_dec, dim=1)).mean()
+        l1 = weighted_mean(codes, torch.linalg.vector_norm(self.W_dec, dim=1))
         parts = {
             "reconstruction": reconstruction_error(x, xhat),
             "sparsity": penalty_scale * self.coefficient() * l1,
             "auxiliary": auxiliary_loss(self, x, xhat, dead, self.aux_latents, signed=False),
         }
-        l0 = codes.l0().float().mean()
-        return Loss(torch.stack(list(parts.values())).sum(), parts, codes, xhat, {"l0": l0})
+        return Loss(torch.stack(list(parts.values())).sum(), parts, codes, xhat, {"l0": codes.mean_l0()})
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """SAELens "standard"."""

@@ -174,6 +174,43 @@ class Gate:
             split(then.call, batch, chosen, own=then.totals, work=then.work)
         return chosen
 
+    def above(
+        self, x: ndarray, rows: ndarray, bias: ndarray, level: ndarray, by_norm: bool, slots: int, room: int
+    ) -> "tuple[ndarray, ndarray, ndarray] | None":
+        """Row, unit and coefficients (P, r) of what exceeds its unit's level in x rows^T + bias, row by row.
+
+        By its norm, or a column by its value; `slots` is a guess of how many there are in the fullest row. None where
+        that has more than `room`.
+        """
+        screened = not by_norm and rows.size > SMALL and int8_is_faster()
+        counts = self._held("counts", (len(x),), np.int64)
+
+        def listing(slots: int) -> tuple[ndarray, ndarray]:
+            listed = self._held("listed", (len(x), slots), np.int64)
+            values = self._held("found", (len(x), slots, self.rank))
+
+            def visitor(count: int, first: int, pre: ndarray, _: int) -> None:
+                loops.list_exceeding(0, count, first, pre, bias, level, self.rank, by_norm, listed, values, counts)
+
+            if screened:
+                self._list_above(x, rows, bias - level, 0.0, listed, counts)
+            else:
+                self.screen.float32(x, rows, visitor)
+            return listed, values
+
+        listed, values = listing(min(slots, len(level)))
+        if (fullest := int(counts.max())) > listed.shape[1]:
+            if fullest > room:
+                return None
+            listed, values = listing(fullest)
+        if screened:
+            values = self._exact(x, rows, bias, listed)
+        units, found = listed.ravel(), values.reshape(-1, self.rank)
+        on = np.flatnonzero(units >= 0)
+        if screened:
+            on = on[~(found[on, 0] <= level[units[on]])]
+        return on // listed.shape[1], units[on], found[on]
+
     def _select(self, x: ndarray, rows: ndarray, bias: ndarray, index: ndarray, values: ndarray) -> None:
         """The choice from a float32 product itself."""
 

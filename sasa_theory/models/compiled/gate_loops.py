@@ -238,6 +238,51 @@ def list_above(
 
 
 @compiled
+def list_exceeding(
+    start: int,
+    stop: int,
+    first: int,
+    pre: ndarray,
+    bias: ndarray,
+    level: ndarray,
+    rank: int,
+    by_norm: bool,
+    index: ndarray,
+    values: ndarray,
+    counts: ndarray,
+) -> None:
+    """The units of rows first + [start, stop) whose pre + bias exceeds level[k], by norm, or a column by its value.
+
+    pre (rows, K r), unit after unit. counts[row] is how many there are, also where index[row] has too few places.
+    """
+    units, slots = len(level), index.shape[1]
+    size = np.empty(units, np.float32)
+    place = np.empty(units + 1, np.int64)
+    for p in range(start, stop):
+        row, t = pre[p], first + p
+        if not by_norm:
+            for k in range(units):
+                size[k] = row[k] + bias[k]
+        else:
+            for k in range(units):
+                total = ZERO
+                for j in range(k * rank, (k + 1) * rank):
+                    v = row[j] + bias[j]
+                    total += v * v
+                size[k] = np.sqrt(total)
+        found = 0
+        for k in range(units):
+            place[found] = k
+            found += not size[k] <= level[k]  # NaN is listed
+        counts[t] = found
+        for i in range(min(found, slots)):
+            index[t, i] = place[i]
+            for j in range(rank):
+                values[t, i, j] = row[place[i] * rank + j] + bias[place[i] * rank + j]
+        index[t, min(found, slots) :] = -1
+
+
+@compiled
 def exact(
     start: int,
     stop: int,

@@ -19,7 +19,6 @@ if DEVICE == "cpu" and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 
     pytest.skip("Triton's interpreter before 3.9 fails under NumPy 2.4", allow_module_level=True)
 
 from sasa_theory.models import gated_triton, polar_triton  # noqa: E402
-from sasa_theory.models.codes import Ragged  # noqa: E402
 
 cases = st.fixed_dictionaries(
     {
@@ -30,7 +29,6 @@ cases = st.fixed_dictionaries(
         "share": st.floats(0, 1),
         "rectify": st.booleans(),
         "whole": st.booleans(),
-        "empty_slot": st.booleans(),
         "seed": st.integers(0, 2**31),
     }
 )
@@ -65,44 +63,6 @@ def test_select_takes_the_largest_and_of_equal_ones_the_first(case):
     largest = norms.topk(n_best, dim=1).values
     torch.testing.assert_close(norms.gather(1, index).sort(dim=1, descending=True).values, largest)
     assert torch.equal(values, pre.gather(1, index[..., None].expand(-1, -1, case["rank"])))
-
-
-@settings(max_examples=40, deadline=None)
-@given(cases)
-def test_bags_project_and_outer_equal_torchs(case):
-    x, rows, _, n_best = drawn(case)
-    g = torch.Generator().manual_seed(case["seed"])
-    index = torch.rand(len(x), case["units"], generator=g).argsort(dim=1)[:, :n_best].to(DEVICE)
-    if case["empty_slot"]:
-        index[0, 0] = -1
-    values = torch.randn(len(x), n_best, case["rank"], generator=g).to(DEVICE)
-    ours = [gated_triton.bags(index, values, rows), gated_triton.project(index, x, rows, case["rank"])]
-    theirs = [bags.bags(index, values, rows), bags.project(index, x, rows, case["rank"])]
-    ours += gated_triton.outer(index, values, x, len(rows), with_sums=True)
-    theirs += bags.outer(index, values, x, len(rows), with_sums=True)
-    for name, a, b in zip(("bags", "project", "outer", "sums"), ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * (1 + float(b.abs().max())), msg=name)
-
-
-@settings(max_examples=40, deadline=None)
-@given(cases)
-def test_rows_of_unequal_length_equal_torchs(case):
-    """Pairs drawn at random: some rows have many, some none."""
-    x, rows, _, n_best = drawn(case)
-    g = torch.Generator().manual_seed(case["seed"])
-    n = len(x) * n_best
-    places = torch.rand(len(x) * case["units"], generator=g).argsort()[:n].sort().values.to(DEVICE)
-    ragged = Ragged.by(torch.div(places, case["units"], rounding_mode="floor"), len(x))
-    index = (places % case["units"])[:, None]
-    if case["empty_slot"]:
-        index[0, 0] = -1
-    values = torch.randn(n, 1, case["rank"], generator=g).to(DEVICE)
-    found = []
-    for module in (gated_triton, bags):
-        found.append([module.bags(index, values, rows, ragged), module.project(index, x, rows, case["rank"], ragged)])
-        found[-1] += module.outer(index, values, x, len(rows), with_sums=True, ragged=ragged)
-    for name, a, b in zip(("bags", "project", "outer", "sums"), *found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * (1 + float(b.abs().max())), msg=name)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sasa_theory.evaluation.subspaces import CodeMoments, capture_matrix, contribution_directions
@@ -72,6 +72,8 @@ def test_two_features_in_a_group_come_apart_whatever_its_basis(dims, slack, seed
     world = world_of(dims, 1, seed)
     model = merged(world, max(sum(dims[:2]), *dims) + slack, seed)
     rows = world.rows(512 * len(dims), seed)
+    # frames so near each other that the merged group's inverse wins the others' rows too leave more than one spare
+    assume(bool((model.encode(rows).counts()[1:-1] > 0).all()))
     before = mean_loss(model, rows, 1.0)
     done = split_groups(model, rows, torch.Generator().manual_seed(seed))
     assert done == [(0, len(dims) - 1)]
