@@ -23,6 +23,7 @@ from benchmarks.harness import RESULTS, Contender, machine, memory, product_rate
 from benchmarks.parts import parts
 from sasa_theory.files import read_json
 from sasa_theory.models.rounding import int8_is_faster
+from sasa_theory.training.cost import free_bytes
 from synthetic.errors import LabError, UsageError, unknown
 
 NAME, FLOOR = "step", "encoder product"
@@ -229,19 +230,6 @@ def needed_bytes(setting: Setting, name: str) -> int:
     """About what a contender holds at most: weights, gradients, moments, and seven (B, K r) tensors if it is dense."""
     tensors = 1 if name in SPARSE else 7
     return 4 * setting.columns * (8 * setting.width + tensors * setting.batch)
-
-
-def free_bytes(device: str) -> int:
-    """Memory that can still be had on a device."""
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
-        free: int = torch.cuda.mem_get_info(device)[0]
-        return free
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    except (OSError, StopIteration):
-        return 2**63
 
 
 def describe(setting: Setting, precision: str = "fp32") -> str:

@@ -93,7 +93,9 @@ def estimate(study: Study, names: Sequence[str]) -> Estimate:
     made, model, width = study.configuration, study.language_model, study.language_model.width
     passes = study_passes(study, names)
     jobs = [job for of in passes.values() for one in of for job in one]
-    unfinished = _once(study, [one for of in passes.values() for one in of])
+    unfinished = [
+        part for one in _once(study, [one for of in passes.values() for one in of]) for part in study.passes(one)
+    ]
     todo = [job for one in unfinished for job in one]
     device = study.context.device
     speeds = {

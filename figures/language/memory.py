@@ -43,9 +43,12 @@ HEADER = (
     "`token-budget`",
     "`ablation`",
     "GPU, all / the first alone",
+    "passes of `ablation` with 141 / 80 GB",
     "host beside a GPU",
     "disk",
 )
+#: memory of the GPUs that the table counts passes on
+GPUS = (141e9, 80e9)
 
 
 class Sized(Study):
@@ -99,6 +102,7 @@ def row(name: str) -> list[str]:
         _gb(one),
         *(f"{len(together[figure])}: {_gb(PER_PARAMETER * trained[figure])}" for figure in TRAINED),
         f"{_gb(max(gpu.values()))} / {_gb(gpu['matched-budget'])}",
+        " / ".join(str(len(study.passes(together["ablation"], size - weights))) for size in GPUS),
         _gb(host),
         f"{_gb(disk)}, of it rows {_gb(rows)}",
     ]

@@ -4,9 +4,9 @@
     study.data                             # rows: a store, written on first use, or the running model
     study.runs([("sasa", 32, 0), ...])     # (architecture, L0 in columns, seed): trained once, found again by all
 
-All dictionaries of one seed see the same batches in the same order, each batch read once (`fit_together`). Their
-learning rates are chosen alike: on half of the tokens, at the middle L0, with a seed of their own, by explained
-variance on held-out rows.
+All dictionaries of one seed see the same batches in the same order, each batch read once (`fit_together`), or once a
+pass where memory does not hold them all. Their learning rates are chosen alike: on half of the tokens, at the middle
+L0, with a seed of their own, by explained variance on held-out rows.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ from sasa_theory.evaluation import run as measure
 from sasa_theory.evaluation.splice import ordinary_tokens
 from sasa_theory.files import read_json, write_json
 from sasa_theory.training import Job, Run, fit_together
+from sasa_theory.training.cost import DENSE, PER_PARAMETER, free_bytes, parameters, split_to_fit
 from sasa_theory.training.runs import directory
 from synthetic.errors import UsageError, unknown
 from synthetic.source import Dataset
@@ -228,9 +229,20 @@ class Study:
 
     def fit(self, jobs: Sequence[Job]) -> list[Run]:
         """The runs of `jobs`, in order, trained on this study's rows."""
+        context = self.context
         return fit_together(
-            self.data, jobs, out=self.context.out, device=self.context.device, deadline=self.context.deadline
+            self.data, jobs, out=context.out, device=context.device, deadline=context.deadline, room=self.room()
         )
+
+    def room(self, free: float | None = None) -> float:
+        """Bytes for dictionaries in training: nine tenths of what is `free` (now), less the arrays of a step."""
+        of_step = 4 * DENSE * self.configuration.batch_size * self.configuration.columns
+        return 0.9 * (free_bytes(self.context.device) if free is None else free) - of_step
+
+    def passes(self, jobs: Sequence[Job], free: float | None = None) -> list[list[Job]]:
+        """The passes in which these jobs of one seed are trained."""
+        sizes = [PER_PARAMETER * parameters(job.settings, self.width) for job in jobs]
+        return split_to_fit(jobs, sizes, self.room(free))
 
     @functools.cached_property
     def rates(self) -> dict[str, float]:

@@ -3,8 +3,9 @@
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from sasa_theory.models import build
 from sasa_theory.training.runs import Job
 from sasa_theory.training.trainer import Trainer
 
+T = TypeVar("T")
 #: bytes a parameter takes in training (weight, gradient, two moments), float32
 PER_PARAMETER = 16
 #: arrays of batch x columns float32 that a step holds: pre-activations, codes, their gradient
@@ -48,6 +50,32 @@ def parameters(settings: Mapping[str, Any], width: int) -> int:
     """Weights of the encoder and decoder of a dictionary with these settings."""
     columns: int = settings.get("n_latents") or settings["n_groups"] * settings["group_rank"]
     return 2 * columns * width
+
+
+def split_to_fit(items: Sequence[T], sizes: Sequence[float], room: float) -> list[list[T]]:
+    """The items, in order, in stretches whose sizes add to at most `room`; one that is larger is alone."""
+    out: list[list[T]] = []
+    left = 0.0
+    for item, size in zip(items, sizes, strict=True):
+        if not out or size > left:
+            out.append([])
+            left = room
+        out[-1].append(item)
+        left -= size
+    return out
+
+
+def free_bytes(device: str) -> int:
+    """Memory that can still be had on a device."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    except (OSError, StopIteration):
+        return 2**63
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -6,6 +6,7 @@ dictionary that is least far, and the others wait until it has caught up.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sasa_theory.models import build
+from sasa_theory.training.cost import PER_PARAMETER, parameters, split_to_fit
 from sasa_theory.training.runs import Job, Run, begin_record, directory, end_record, is_finished, load, locked
 from sasa_theory.training.signals import signals
 from sasa_theory.training.trainer import STATE, Trainer
@@ -56,18 +58,23 @@ def fit_together(
     device: str = "cpu",
     deadline: float | None = None,
     progress: bool | None = None,
+    room: float = math.inf,
 ) -> list[Run]:
     """Every job's run, in order; those of one batch size and seed read the same batches, each once.
 
     All unfinished dictionaries of a pass are in memory at once: weights, gradients and two moments, 16 bytes a
-    parameter. Raises what `fit` raises; when stopped, all have saved their state.
+    parameter. Where that is more than `room` bytes, there are several passes. Raises what `fit` raises; when stopped,
+    all of the pass have saved their state.
     """
     passes: dict[tuple[int, int], dict[Path, Job]] = {}
     places = [directory(dataset, job, out) for job in jobs]
     for place, job in zip(places, jobs, strict=True):
         passes.setdefault((job.training.batch_size, job.training.seed), {})[place] = job
     for (size, seed), of in passes.items():
-        _one_pass(dataset, of, size, seed, device, deadline, progress)
+        left = [place for place in of if not is_finished(place)]
+        sizes = [PER_PARAMETER * parameters(of[place].settings, dataset.width) for place in left]
+        for part in split_to_fit(left, sizes, room):
+            _one_pass(dataset, {place: of[place] for place in part}, size, seed, device, deadline, progress)
     return [load(place, device) for place in places]
 
 

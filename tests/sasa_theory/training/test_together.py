@@ -1,5 +1,6 @@
 """Dictionaries trained over one pass are those of `fit`, bit for bit, however the pass was stopped."""
 
+import itertools
 import time
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from sasa_theory.training import Job, TrainSettings, fit, fit_together
+from sasa_theory.training.cost import PER_PARAMETER, parameters, split_to_fit
 from sasa_theory.training.runs import directory, locked
 from sasa_theory.training.together import _Member
 from synthetic import World
@@ -92,6 +94,28 @@ def test_each_batch_is_read_once(tmp_path):
     fit_together(counting, plain, out=tmp_path, progress=False)
     looked_ahead = 16  # MEAN_ROWS / 64 rows of each, for the mean that b_dec starts from
     assert counting.read == 30 + 5 * looked_ahead
+
+
+@pytest.mark.parametrize(("room", "passes"), [(3, 1), (2.5, 2), (1, 3), (0.1, 3)])
+def test_what_memory_does_not_hold_is_trained_in_several_passes(tmp_path, room, passes):
+    """The same runs; what was trained before takes no room."""
+    world, looked_ahead = World.from_spec(WORLD), 16
+    wanted = [Job("topk", {**TOPK, "active_latents": k}, settings()) for k in (1, 2, 3, 4)]
+    fit_together(world, wanted[:1], out=tmp_path / "a", progress=False)
+    counting = Counting(world)
+    room *= PER_PARAMETER * parameters(TOPK, world.width)
+    fit_together(counting, wanted, out=tmp_path / "a", progress=False, room=room)
+    assert counting.read == passes * 30 + 3 * looked_ahead
+    fit_together(world, wanted, out=tmp_path / "b", progress=False)
+    assert equal(world, wanted, tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("sizes", [[], [1], [3, 3, 3], [9, 1, 1, 9, 9], [2, 2, 2, 2]])
+def test_stretches_fit_and_no_two_neighbours_could_be_one(sizes):
+    parts = split_to_fit(sizes, sizes, 5)
+    assert [size for part in parts for size in part] == sizes
+    assert all(sum(part) <= 5 or len(part) == 1 for part in parts)
+    assert all(sum(a) + b[0] > 5 for a, b in itertools.pairwise(parts))
 
 
 @pytest.mark.parametrize("when", [0.0, 0.15])
