@@ -22,6 +22,8 @@ def test_help_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS) and "sasa-lab reproduce --profile quick" in done.stdout
+    module = subprocess.run([sys.executable, "-m", "sasa_lab", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert module.stdout == done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -126,3 +126,29 @@ def test_nan_reaches_the_loss():
     loss = model.loss(x)
     assert loss.codes.ragged is not None
     assert loss.total.isnan()
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases, st.booleans())
+def test_what_is_listed_is_what_exceeds_its_level(case, by_norm):
+    """Whole numbers, so that some lie at the level, which does not exceed it."""
+    rank = case["rank"] if by_norm else 1
+    g = torch.Generator().manual_seed(case["seed"])
+    shapes = (case["batch"], case["width"]), (case["width"], case["units"] * rank), (case["units"] * rank,)
+    x, w_enc, b_enc = (torch.randint(-2, 3, shape, generator=g).float() for shape in shapes)
+    level = torch.randint(0, 4, (case["units"],), generator=g).float()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate_above, "MOST", 1.0)
+        patch.setattr(gate_chunks, "CHUNK_CPU", 1)
+        patch.setattr(gate_chunks, "ROWS_CPU", case["rows_per_chunk"])
+        patch.setattr(bags, "LOOPS", case["path"] != "torch")
+        patch.setattr(compiled_gate, "SMALL", 0 if case["path"] == "int8 loops" else 2**60)
+        found = gate_above.gate_above(x, w_enc.T.contiguous().T, b_enc, rank, level, by_norm)
+    assert found is not None
+    units, values, ragged = found
+    pre = (x @ w_enc + b_enc).unflatten(1, (-1, rank))
+    exceeds = (pre.square().sum(-1) > level**2) if by_norm else pre[..., 0] > level
+    row, unit = exceeds.nonzero(as_tuple=True)
+    assert torch.equal(ragged.of, row)
+    assert torch.equal(units[:, 0], unit)
+    assert torch.equal(values[:, 0], pre[row, unit])
