@@ -85,11 +85,14 @@ def draw(result: dict[str, Any]) -> dict[str, Any]:
     left.set(xlabel="explained variance (higher better)", title=f"L0 {numbers['l0']}")
     left.grid(alpha=0.2)
     for part in ("decoder", "map"):
-        for rank in sorted({one["name"].split(",")[0] for one in results if one["part"] == part}):
+        ranks = {one["name"].split(",")[0] for one in results if one["part"] == part}
+        for rank, mark in zip(sorted(ranks, key=lambda name: int(name.removeprefix("r="))), "osD^v", strict=False):
             runs = [one for one in results if one["part"] == part and one["name"].split(",")[0] == rank]
             none = next(one for one in results if one["part"] == "rank" and f"r={one['name']}" == rank)  # tuned rate
             points = [(np.mean(one["rank90"]), np.mean(one["explained_variance"])) for one in (none, *runs)]
-            right.plot(*zip(*points, strict=True), "o-", ms=4, color=colours[part], label=f"{part}, {rank}")
+            right.plot(
+                *zip(*points, strict=True), f"{mark}-", ms=5, color=colours[part], label=f"penalty {part}, {rank}"
+            )
     right.set(xlabel="mean 90 % rank of the groups that fire", ylabel="explained variance", title="what rank costs")
     right.grid(alpha=0.2)
     right.legend(fontsize=8)
