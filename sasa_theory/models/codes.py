@@ -101,11 +101,14 @@ class Codes:
         """How many samples of the batch each unit is active on."""
         if self.fired is not None:
             return self.fired
-        if self.index is None:
-            # as a product with ones, and signs in place of comparisons: torch adds up truth values in twice the time
-            marks = self.values.detach()[..., 0].sign().abs_() if self.rank == 1 else self.slots().float()
-            return (marks.new_ones(len(marks)) @ marks).long()
+        if self.index is None and self.rank == 1 and self.values.dtype == torch.float32 and not self.values.is_cuda:
+            # a product of ones and signs: on a CPU torch takes twice the time to add up truth values
+            marks = self.values.detach()[..., 0].sign().abs_()
+            with torch.autocast("cpu", enabled=False):
+                return (marks.new_ones(len(marks)) @ marks).long()
         on = self.slots()
+        if self.index is None:
+            return on.sum(dim=0)
         # by scattering: no list of active pairs, whose length a GPU would have to report
         counts = torch.zeros(self.n_units, dtype=torch.int64, device=on.device)
         return counts.scatter_add_(0, self.index.clamp_min(0).flatten(), on.flatten().long())
