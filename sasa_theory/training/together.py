@@ -63,7 +63,8 @@ def fit_together(
     """Every job's run, in order; those of one batch size and seed read the same batches, each once.
 
     All unfinished dictionaries of a pass are in memory at once: weights, gradients and two moments, 16 bytes a
-    parameter. Where that is more than `room` bytes, there are several passes. Raises what `fit` raises; when stopped,
+    parameter. Where that is more than `room` bytes, there are several passes (for architectures whose sizes are
+    n_latents, or n_groups and group_rank; without `room` any will do). Raises what `fit` raises; when stopped,
     all of the pass have saved their state.
     """
     passes: dict[tuple[int, int], dict[Path, Job]] = {}
@@ -71,9 +72,12 @@ def fit_together(
     for place, job in zip(places, jobs, strict=True):
         passes.setdefault((job.training.batch_size, job.training.seed), {})[place] = job
     for (size, seed), of in passes.items():
-        left = [place for place in of if not is_finished(place)]
-        sizes = [PER_PARAMETER * parameters(of[place].settings, dataset.width) for place in left]
-        for part in split_to_fit(left, sizes, room):
+        parts = [list(of)]
+        if room < math.inf:
+            left = [place for place in of if not is_finished(place)]
+            sizes = [PER_PARAMETER * parameters(of[place].settings, dataset.width) for place in left]
+            parts = split_to_fit(left, sizes, room)
+        for part in parts:
             _one_pass(dataset, {place: of[place] for place in part}, size, seed, device, deadline, progress)
     return [load(place, device) for place in places]
 

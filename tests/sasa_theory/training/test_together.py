@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from sasa_theory.models import TopK
+from sasa_theory.models.registry import architectures
 from sasa_theory.training import Job, TrainSettings, fit, fit_together
 from sasa_theory.training.cost import PER_PARAMETER, parameters, split_to_fit
 from sasa_theory.training.runs import directory, locked
@@ -164,3 +166,15 @@ def test_finished_runs_are_not_locked(tmp_path):
     fit_together(world, wanted, out=tmp_path, progress=False)
     with locked(directory(world, wanted[0], tmp_path)):  # as a sweep that has them too, and has more to train
         fit_together(world, wanted, out=tmp_path, progress=False)
+
+
+def test_an_architecture_with_sizes_of_its_own_is_trained_with_the_others(tmp_path, monkeypatch):
+    """`room` has to know how large a dictionary is; without it nobody asks."""
+
+    class Own(TopK):
+        def __init__(self, width_in: int, n_atoms: int) -> None:
+            super().__init__(width_in, n_atoms, 2)
+
+    monkeypatch.setitem(architectures._items, "own-sizes", Own)
+    wanted = [Job("own-sizes", {"n_atoms": 8}, settings()), jobs()[1]]
+    assert len(fit_together(World.from_spec(WORLD), wanted, out=tmp_path, progress=False)) == 2
