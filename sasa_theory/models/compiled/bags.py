@@ -99,7 +99,7 @@ def above(
 
 
 def _space() -> Workspace:
-    """This thread's buffers: fresh ones cost a fifth of a small step. What `above` gives is copied out of them."""
+    """This thread's buffers, as fresh ones cost page faults at every step. What `above` gives is copied out of them."""
     if not hasattr(_held, "space"):
         _held.space = Workspace()
     space: Workspace = _held.space
