@@ -3,17 +3,18 @@
     python -m figures.manifolds_recipe --out results      runs the grid and rewrites manifolds_recipe.json
 
 For every architecture and budget the grid crosses the learning rate with the start of the decoder (random directions
-or data points); JumpReLU also its initial threshold. The choice is the smallest held-out unexplained variance among
+or data points). The choice is the smallest held-out unexplained variance among
 runs within 15 % of the budget's L0 (or the run nearest to it). Owner counts play no part in it, and the search's seed
 is none of the figure's. SASA takes part on the same terms; its nuclear coefficient comes from C6, not from the grid.
 """
 
 import itertools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from figures.tuning import Recipe, run_grid, unexplained
+from figures.tuning import Recipe, unexplained
 from sasa_theory.training import Job, TrainSettings
 from synthetic import World
 
@@ -26,8 +27,7 @@ BASELINES = ("relu", "topk", "batchtopk", "jumprelu", "gated")
 NUCLEAR = 0.01
 SEED, STEPS = 100, 1500
 GRID = {"lr": (5e-4, 2e-3), "initialise": ("random", "data")}
-THRESHOLDS = (0.3, 0.9)
-#: {"chosen": {budget: {architecture: {"model", "training"}}}, "grid": [...]}
+#: {"chosen": {budget: {architecture: {"lr", "initialise"}}}, "grid": [...]}
 recipe = Recipe("manifolds")
 
 
@@ -39,7 +39,8 @@ def model_settings(architecture: str, active: int) -> dict[str, Any]:
     settings: dict[str, Any] = {"n_latents": COLUMNS, "aux_latents": active}
     if architecture in ("topk", "batchtopk"):
         return {**settings, "active_latents": active}
-    return {**settings, "target_l0": float(active), "coefficient": 0.01}
+    start = {} if architecture == "jumprelu" else {"coefficient": 0.01}
+    return {**settings, "target_l0": float(active), **start}
 
 
 def train_settings(steps: int, seed: int, **chosen: Any) -> TrainSettings:
@@ -58,29 +59,23 @@ def train_settings(steps: int, seed: int, **chosen: Any) -> TrainSettings:
 
 def job(architecture: str, budget: str, steps: int, seed: int) -> Job:
     """The tuned run of an architecture under a budget."""
-    chosen = recipe()["chosen"][budget][architecture]
-    settings = {**model_settings(architecture, BUDGETS[budget]), **chosen["model"]}
-    return Job(architecture, settings, train_settings(steps, seed, **chosen["training"]))
+    return _job(architecture, budget, steps, seed, recipe()["chosen"][budget][architecture])
+
+
+def _job(architecture: str, budget: str, steps: int, seed: int, training: Mapping[str, Any]) -> Job:
+    return Job(architecture, model_settings(architecture, BUDGETS[budget]), train_settings(steps, seed, **training))
 
 
 def search(out: Path) -> dict[str, Any]:
     """Run the grid and choose (module docstring)."""
     world = World.from_spec(WORLD)
-    cells = []
-    for budget, architecture in itertools.product(BUDGETS, (*BASELINES, "sasa")):
-        for lr, start in itertools.product(*GRID.values()):
-            for threshold in THRESHOLDS if architecture == "jumprelu" else (None,):
-                extra = {} if threshold is None else {"initial_threshold": threshold}
-                cells.append((budget, architecture, extra, {"lr": lr, "initialise": start}))
-    jobs = [
-        Job(a, {**model_settings(a, BUDGETS[b]), **extra}, train_settings(STEPS, SEED, **training))
-        for b, a, extra, training in cells
-    ]
     named = [
-        {"budget": budget, "architecture": architecture, "model": extra, "training": training}
-        for budget, architecture, extra, training in cells
+        {"budget": budget, "architecture": architecture, "training": {"lr": lr, "initialise": start}}
+        for budget, architecture in itertools.product(BUDGETS, (*BASELINES, "sasa"))
+        for lr, start in itertools.product(*GRID.values())
     ]
-    grid = run_grid(world, named, jobs, out, 20_000)
+    jobs = [_job(cell["architecture"], cell["budget"], STEPS, SEED, cell["training"]) for cell in named]
+    grid = recipe.run_grid(world, named, jobs, out, 20_000)
     chosen: dict[str, dict[str, Any]] = {budget: {} for budget in BUDGETS}
     for budget, architecture in itertools.product(BUDGETS, (*BASELINES, "sasa")):
         of_it = [cell for cell in grid if cell["budget"] == budget and cell["architecture"] == architecture]
@@ -91,7 +86,7 @@ def search(out: Path) -> dict[str, Any]:
             if matched
             else min(of_it, key=lambda cell: abs(math.log(max(cell["l0"], 1e-3) / active)))
         )
-        chosen[budget][architecture] = {"model": best["model"], "training": best["training"]}
+        chosen[budget][architecture] = best["training"]
     return {"world": WORLD, "seed": SEED, "steps": STEPS, "chosen": chosen, "grid": grid}
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from figures.splitting_recipe import description_bits
-from figures.tuning import Recipe, harmless, run_grid
+from figures.tuning import Recipe, harmless
 from sasa_theory.training import Job, TrainSettings
 from synthetic import World
 from synthetic.errors import UsageError
@@ -167,7 +167,7 @@ def search(out: Path) -> dict[str, Any]:
             {"dim": dim, "budget": budget, "model": model, "lr": lr, "nuclear": nuclear}
             for budget, model, lr, nuclear in cells
         ]
-        grid += run_grid(world, named, jobs, out, 10_000)
+        grid += recipe.run_grid(world, named, jobs, out, 10_000)
     return {"training": dataclasses.asdict(SEARCH), "seed": SEED, "chosen": choose(grid), "grid": grid}
 
 

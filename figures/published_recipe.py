@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from figures.splitting_recipe import description_bits
-from figures.tuning import Recipe, best, harmless, run_grid, unexplained
+from figures.tuning import Recipe, best, harmless, unexplained
 from sasa_theory.training import Job, TrainSettings
 from synthetic import World
 from synthetic.errors import UsageError
@@ -110,9 +110,9 @@ def manifold_settings(
 def synth_settings(model: str, width: int, steps: int) -> tuple[str, dict[str, Any]]:
     """Architecture and settings on SynthSAEBench with `width` columns, for a run of so many steps.
 
-    Features have lengths from 4 to 5 there and pre-activations of interference near 1, so the penalties and thresholds
-    start at that scale; steering them there from their defaults would take more steps than two cores have. The running
-    mean of BatchTopK's threshold spans at most a tenth of a run: with the usual 100 steps it would lag in a short one.
+    Features have lengths from 4 to 5 there, so ReLU's penalty starts at that scale; steering it there from its default
+    would take more steps than two cores have. The running mean of BatchTopK's threshold spans at most a tenth of a
+    run: with the usual 100 steps it would lag in a short one.
     """
     if model in SASAS:
         rank, on = SASAS[model]
@@ -121,10 +121,7 @@ def synth_settings(model: str, width: int, steps: int) -> tuple[str, dict[str, A
     if model in COUNTED:
         averaged = {"threshold_decay": max(0.0, min(0.99, 1 - 10 / steps))} if model != "topk" else {}
         return model, {**settings, "active_latents": L0, **averaged}
-    start = {
-        "relu": {"coefficient": 3.0},
-        "jumprelu": {"coefficient": 4.0, "initial_threshold": 1.5, "bandwidth": 0.5},
-    }[model]
+    start = {"coefficient": 3.0} if model == "relu" else {}
     return model, {**settings, **start, "target_l0": float(L0)}
 
 
@@ -175,13 +172,13 @@ def search(out: Path) -> dict[str, Any]:
     for cell in cells:
         made = manifold_settings(cell["model"], cell["budget"], cell["nuclear"], cell["coefficient"])
         jobs.append(Job(*made, train_settings(MANIFOLD_SEARCH, SEED, cell["lr"], warm=cell["model"] == "sasa")))
-    manifold = run_grid(World.from_spec(FACTORS), cells, jobs, out, 8192)
+    manifold = recipe.run_grid(World.from_spec(FACTORS), cells, jobs, out, 8192)
     synth_cells: list[dict[str, Any]] = [{"model": model, "lr": lr} for model in SHORT for lr in SYNTH_RATES]
     jobs = [
         Job(*synth_settings(c["model"], 4096, SYNTH_SEARCH.steps), train_settings(SYNTH_SEARCH, SEED, c["lr"]))
         for c in synth_cells
     ]
-    synth = run_grid(World.from_spec(SYNTHSAEBENCH), synth_cells, jobs, out, 2048)
+    synth = recipe.run_grid(World.from_spec(SYNTHSAEBENCH), synth_cells, jobs, out, 2048)
     return {
         "seed": SEED,
         "manifold": {"length": asdict(MANIFOLD_SEARCH), **choose_manifold(manifold), "grid": manifold},

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures.tuning import Recipe, best, harmless, run_grid
+from figures.tuning import Recipe, best, harmless
 from sasa_theory.bounds import log_binomial
 from sasa_theory.training import Job, TrainSettings
 from synthetic import World
@@ -206,7 +206,7 @@ def search(out: Path) -> dict[str, Any]:
         architecture, settings = model_settings(model, SEARCH, budget, nuclear)
         jobs.append(Job(architecture, settings, train_settings(SEARCH, SEED, lr, WARM if model == "sasa" else 0.0)))
         named.append({"budget": budget, "model": model, "lr": lr, "nuclear": nuclear})
-    grid = run_grid(world, named, jobs, out, 10_000)
+    grid = recipe.run_grid(world, named, jobs, out, 10_000)
     return {"size": dataclasses.asdict(SEARCH), "seed": SEED, **choose(grid), "grid": grid}
 
 

@@ -2,7 +2,7 @@
 
     recipe = Recipe("splitting")      # figures/splitting_recipe.json, made by python -m figures.splitting_recipe
     recipe.is_made(), recipe()        # whether it is there; what it holds
-    run_grid(world, cells, jobs, out, rows)      # held-out unexplained variance and L0 of every run
+    recipe.run_grid(world, cells, jobs, out, rows)      # held-out unexplained variance and L0 of every run
     best(cells, target), harmless(cells, key, target)
     late_change(run)                             # whether a run was at its plateau
 
@@ -21,6 +21,7 @@ from sasa_theory.evaluation import ExplainedVariance, Sparsity
 from sasa_theory.evaluation import run as measure
 from sasa_theory.files import write_json
 from sasa_theory.training import Job, Run, fit_all
+from sasa_theory.training.runs import directory
 from synthetic import World
 from synthetic.errors import LabError
 
@@ -33,6 +34,8 @@ class Recipe:
     """The tracked result of the search `python -m figures.NAME_recipe`; raises LabError when called before that ran."""
 
     def __init__(self, name: str) -> None:
+        #: cells that are not run again, by the name of their run
+        self.known: dict[str, Cell] = {}
         self.module = f"figures.{name}_recipe"
         self.file = importlib.resources.files("figures") / f"{name}_recipe.json"
 
@@ -51,20 +54,41 @@ class Recipe:
         return found
 
     def make(self, search: Callable[[Path], dict[str, Any]], description: str | None) -> None:
-        """The command line of a search: --out says where its runs are kept."""
+        """The command line of a search: --out says where its runs are kept, --afresh runs all cells again.
+
+        Without it the tracked cells stay whose runs have the name they would have now, that is, the same world, model
+        and training: an architecture that changes its settings is searched again, alone.
+        """
         parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
         parser.add_argument("--out", type=Path, default=Path("results"))
-        write_json(Path(str(self.file)), search(parser.parse_args().out))
+        parser.add_argument("--afresh", action="store_true", help="run the cells again that the tracked file holds")
+        given = parser.parse_args()
+        self.known = {} if given.afresh or not self.is_made() else {cell["run"]: cell for cell in _cells(self())}
+        write_json(Path(str(self.file)), search(given.out))
+        self.__dict__.pop("_read", None)
+
+    def run_grid(
+        self, world: World, cells: Sequence[Cell], jobs: Sequence[Job], out: Path, rows: int
+    ) -> list[dict[str, Any]]:
+        """Train the jobs and put unexplained variance on held-out rows, L0 and the run's name beside each cell."""
+        names = [directory(world, job, out).name for job in jobs]
+        fresh = {name: job for name, job in zip(names, jobs, strict=True) if name not in self.known}
+        got = dict(self.known)
+        for name, run in zip(fresh, fit_all(world, list(fresh.values()), out=out), strict=True):
+            measured = measure(run.model, world, rows, [ExplainedVariance(), Sparsity()])
+            left = 1 - measured["explained_variance"].explained_variance
+            got[name] = {"unexplained": left, "l0": measured["l0"].l0}
+        return [
+            {**cell, "unexplained": got[name]["unexplained"], "l0": got[name]["l0"], "run": name}
+            for cell, name in zip(cells, names, strict=True)
+        ]
 
 
-def run_grid(world: World, cells: Sequence[Cell], jobs: Sequence[Job], out: Path, rows: int) -> list[dict[str, Any]]:
-    """Train the jobs and put unexplained variance on held-out rows, L0 and the run's name beside each cell."""
-    grid = []
-    for cell, run in zip(cells, fit_all(world, jobs, out=out), strict=True):
-        got = measure(run.model, world, rows, [ExplainedVariance(), Sparsity()])
-        left, l0 = 1 - got["explained_variance"].explained_variance, got["l0"].l0
-        grid.append({**cell, "unexplained": left, "l0": l0, "run": run.directory.name})
-    return grid
+def _cells(found: Any) -> list[Cell]:
+    """Every cell of a recipe's grids, wherever they lie in it."""
+    if isinstance(found, Mapping):
+        return [found] if "run" in found else [cell for value in found.values() for cell in _cells(value)]
+    return [cell for value in found for cell in _cells(value)] if isinstance(found, list) else []
 
 
 def best(cells: Sequence[Cell], target: float) -> Cell:

@@ -7,7 +7,6 @@ A file configurations/NAME.json holds the fields of `Configuration`; one with "b
 import dataclasses
 import importlib.resources
 import json
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,19 +131,7 @@ class Configuration:
                 "aux_groups": active,
             }
         elif architecture == "jumprelu":
-            # pre-activations of random unit rows are about normal: begin at the L0 that is wanted, or the threshold,
-            # which moves by its logarithm, is still on its way there when a short training ends
-            threshold = statistics.NormalDist().inv_cdf(1 - l0 / self.columns)
-            sizes = {
-                "n_latents": self.columns,
-                "target_l0": float(l0),
-                # about what one more latent explains of E||x||^2 = D: from the default, a hundredth, a coefficient
-                # that moves by at most 1 % a step would not get there in a short training
-                "coefficient": round(width / (20 * l0), 4),
-                "initial_threshold": round(max(threshold, 0.05), 4),
-                "bandwidth": 0.5,
-                "aux_latents": l0,
-            }
+            sizes = {"n_latents": self.columns, "target_l0": float(l0), "aux_latents": l0}
         else:
             sizes = {"n_latents": self.columns, "active_latents": l0, "aux_latents": l0}
         return {**sizes, **self.of.get(architecture, {}).get("model", {})}

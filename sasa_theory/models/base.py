@@ -114,6 +114,9 @@ class SparseModel(nn.Module):
         self.b_enc.zero_()
         self.b_dec.zero_()
 
+    def begin(self, x: "Float[Tensor, 'n D']") -> None:
+        """Take from the first rows of a training, after `initialise`, what was left to be measured; most need none."""
+
     # ---- what an architecture defines ------------------------------------------------------------------------
 
     def encode(self, x: "Float[Tensor, 'B D']") -> Codes:

@@ -290,6 +290,7 @@ class Trainer:
         )
         with torch.no_grad():
             model.b_dec.copy_(mean)
+        model.begin(z)
         parallel.broadcast([*model.state_dict().values(), self.normaliser.mean, self.normaliser.scale])
         if self.out is not None and parallel.is_first():
             write_text(self.out / LOG, "")  # lines of a run that was killed before its first checkpoint go

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from figures.tuning import PRICE, Recipe, best, harmless, late_change, run_grid
+from figures.tuning import PRICE, Recipe, best, harmless, late_change
 from sasa_theory.training import Job, Run, TrainSettings
 from synthetic import World
 from synthetic.errors import LabError
@@ -80,10 +80,37 @@ def test_late_change_compares_the_end_with_where_the_rate_began_to_fall():
 
 
 def test_a_grid_holds_what_every_run_left(tmp_path):
-    world = World.from_spec("smoke")
+    world, recipe = World.from_spec("smoke"), Recipe("made_up")
     settings = {"n_latents": 16, "active_latents": 2}
     jobs = [Job("topk", settings, TrainSettings(steps=steps, batch_size=64, lr=1e-2, seed=0)) for steps in (1, 60)]
-    short, long = run_grid(world, [{"steps": 1}, {"steps": 60}], jobs, tmp_path, 512)
+    short, long = recipe.run_grid(world, [{"steps": 1}, {"steps": 60}], jobs, tmp_path, 512)
     assert short["steps"] == 1 and short["l0"] == long["l0"] == 2
     assert 0 < long["unexplained"] < short["unexplained"]
     assert (tmp_path / "runs" / long["run"]).is_dir()
+
+
+def test_a_search_again_runs_what_has_changed_alone(tmp_path, monkeypatch):
+    """Tracked cells are found by their runs' names; --afresh, or another setting, runs them."""
+    recipe = Recipe("made_up")
+    recipe.file = tmp_path / "made_up_recipe.json"
+    active, training = [2, 3], TrainSettings(steps=2, batch_size=32, lr=1e-2, seed=0)
+
+    def search(out):
+        jobs = [Job("topk", {"n_latents": 16, "active_latents": k}, training) for k in active]
+        return {
+            "inside": {"grid": recipe.run_grid(World.from_spec("smoke"), [{"k": k} for k in active], jobs, out, 64)}
+        }
+
+    def made(folder, *flags):
+        monkeypatch.setattr(sys, "argv", ["search", "--out", str(tmp_path / folder), *flags])
+        recipe.make(search, "What is searched.")
+        runs = tmp_path / folder / "runs"
+        return recipe()["inside"]["grid"], sorted(path.name for path in runs.iterdir()) if runs.exists() else []
+
+    first, ran = made("first")
+    assert ran == sorted(cell["run"] for cell in first)
+    assert made("again") == (first, [])
+    assert made("afresh", "--afresh") == (first, ran)
+    active[1] = 4
+    second, ran = made("changed")
+    assert second[0] == first[0] and ran == [second[1]["run"]] and ran[0] != first[1]["run"]

@@ -172,12 +172,16 @@ def test_initialisation(name, from_data):
 
 
 @settings(max_examples=30, deadline=None)
-@given(sizes())
-def test_jumprelu_straight_through_gradients(size):
-    """c: -theta/bandwidth, L0: -1/bandwidth, both inside the window |pre - theta| < bandwidth/2; pre only through c."""
+@given(sizes(), st.none() | st.floats(0.1, 6.0))
+def test_jumprelu_straight_through_gradients(size, target):
+    """c: -theta/bandwidth, L0: -1/bandwidth, both inside the window |pre - theta| < bandwidth/2; pre only through c.
+
+    Told its L0, the penalty is that of L0 with the coefficient 2 c (L0 / target - 1) / target, of either sign.
+    """
     width, units, _, n, seed = size
     model, x = random_model("jumprelu", width, units, 1, seed), rows(n, width, seed)
     assert isinstance(model, JumpReLU)
+    model.target_l0 = target
     loss = model.loss(x)
     loss.total.backward()
     with torch.no_grad():
@@ -185,11 +189,14 @@ def test_jumprelu_straight_through_gradients(size):
         on = (pre > theta).double()
         to_code = 2 / n * (loss.xhat - x) @ model.W_dec.T
         window = ((pre - theta).abs() < model.bandwidth / 2) / model.bandwidth
-        coefficient = model.coefficient().double()
+        l0 = on.sum(1).mean()
+        off = 0.0 if target is None else l0 / target - 1
+        coefficient = model.coefficient * (1.0 if target is None else 2 * off / target)
         theta_gradient = -(window * (theta * to_code + coefficient / n)).sum(0)
         torch.testing.assert_close(model.log_threshold.grad, theta * theta_gradient, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(model.W_enc.grad, (x - model.b_dec).T @ (to_code * on), rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(loss.parts["sparsity"], coefficient * on.sum(1).mean(), check_dtype=False)
+        penalty = l0 if target is None else off**2
+        torch.testing.assert_close(loss.parts["sparsity"], model.coefficient * penalty, check_dtype=False)
 
 
 @settings(max_examples=20, deadline=None)
@@ -238,7 +245,7 @@ def test_the_coefficient_finds_the_target_l0(name):
         optimiser.step()
         model.post_step(loss)
         if step >= 1300:
-            seen.append(float(loss.state["l0"]))
+            seen.append(float(loss.codes.l0().double().mean()))
     assert sum(seen) / len(seen) == pytest.approx(3.0, rel=0.15)
     torch.testing.assert_close(model.W_dec.detach().norm(dim=1), torch.ones(16))
 
