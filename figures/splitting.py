@@ -14,8 +14,8 @@ reader should know:
   excess energy beside it.
 - Only features whose recovered energy is at least one half are counted, as published: the share of these is given, for
   a dictionary that drops the large features looks frugal.
-- Unexplained variance still falls while the learning rate is brought down. So every dictionary is trained once more
-  at twice the steps (matched columns, first seed), and the finding says whether its conclusion stays.
+- Unexplained variance still falls while the learning rate is brought down. So the first seed is trained to its plateau
+  too (matched columns, `LONGER` times the steps), and the finding says whether its conclusion stays.
 - Dictionaries that are steered to their L0 and miss it by more than 15 % are marked and no part of a finding.
 - SASA and the featurizers have a group of 16 columns for each feature that is on, under all budgets; a group that holds
   a feature of dimension 1 pays for 16 coefficients in L0 and in bits.
@@ -42,6 +42,7 @@ from figures.splitting_recipe import (
     MODELS,
     RANK,
     VECTORS,
+    WITH_SPLITS,
     Size,
     job,
     published_job,
@@ -66,16 +67,19 @@ class Study:
     """What a profile runs: its size, which (energy, budget) cells, how closely each model is looked at.
 
     reference_rows  rows that the references are fitted to.
-    twice           whether the first seed is trained at twice the steps too (matched columns, energy "total").
+    longer          by how much longer the first seed is trained too (matched columns, energy "total").
     """
 
     size: Size
     cells: tuple[tuple[str, str], ...]
     effort: Effort
     reference_rows: int
-    twice: bool = True
+    longer: tuple[int, ...] = ()
 
 
+LONGER = (4, 8)
+#: trained longer: every vector dictionary, and the two recipes of SASA
+LONG = (*VECTORS, "sasa", WITH_SPLITS)
 CASES = tuple((k, eps) for eps in (0.5, 0.3) for k in (1, 2, 4, 8))
 BOTH = tuple((energy, "columns") for energy in ENERGIES)
 STUDIES = {
@@ -84,19 +88,20 @@ STUDIES = {
         (("total", "columns"),),
         Effort(rows=6000, alone=100, cases=CASES[:4], covered=1, points=100, candidates=128),
         4000,
-        twice=False,
     ),
     "standard": Study(
         Size("splitting-192", 192, 8, 2, 1600, 256),
         (*BOTH, ("total", "bits"), ("per_dim", "bits"), ("total", "units")),
         Effort(rows=20_000, alone=200, cases=CASES, covered=2, points=200, candidates=192),
         16_000,
+        LONGER,
     ),
     "paper": Study(
         Size("splitting", 768, 32, 4, 8000, 2048),
         tuple((energy, budget) for energy in ENERGIES for budget in (*BUDGETS, PUBLISHED)),
         Effort(rows=60_000, alone=500, cases=CASES, covered=4, points=500, candidates=512),
         60_000,
+        LONGER[:1],
     ),
 }
 
@@ -135,7 +140,7 @@ def run(context: Context) -> dict[str, Any]:
         "results": results,
         "references": yardsticks,
         "laws": _laws(results, yardsticks, rng),
-        "doubled": _doubled(results, study, context, ran, rng) if study.twice else None,
+        "longer": _longer(results, study, context, ran, rng) if study.longer else None,
         "floors": [[atom_floor(d, k, eps) for d in DIMS] for k, eps in study.effort.cases],
         "ceilings": {budget: [ceiling(size.columns, size.budget(budget), d) for d in DIMS] for budget in BUDGETS},
     }
@@ -155,23 +160,23 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
-def _doubled(
+def _longer(
     results: dict[str, Any], study: Study, context: Context, ran: list[dict[str, Any]], rng: np.random.Generator
 ) -> dict[str, Any]:
-    """The first seed with energy "total" and matched columns: {"models": {name: [as it is, at twice the steps]}}."""
-    seed, steps = context.seeds[0], study.size.steps
-    size = replace(study.size, steps=2 * steps)
-    world = size.world("total")
-    jobs = [job(name, size, "columns", seed) for name in MODELS]
-    runs = fit_all(world, jobs, out=context.out, device=context.device, deadline=context.deadline)
-    models = {}
-    for name, trained, got in zip(MODELS, runs, _measured(world, runs, study, context), strict=True):
-        long = {**got, "seed": seed, "settled": late_change(trained)}
-        models[name] = [results["total"]["columns"][name][0], long]
-        where = {"energy": "total", "budget": "columns", "steps": size.steps, "model": name, "seed": seed}
-        ran.append({**where, "run": trained.directory.name})
-    laws = {name: [_law([one], "excess_units", rng) for one in pair] for name, pair in models.items()}
-    return {"seed": seed, "steps": [steps, size.steps], "models": models, "laws": laws}
+    """The first seed with energy "total" and matched columns: {"models": {name: [as it is, at each longer length]}}."""
+    seed, lengths = context.seeds[0], [study.size.steps]
+    models = {name: [results["total"]["columns"][name][0]] for name in LONG}
+    for factor in study.longer:
+        size = replace(study.size, steps=factor * study.size.steps)
+        lengths.append(size.steps)
+        world, jobs = size.world("total"), [job(name, size, "columns", seed) for name in LONG]
+        runs = fit_all(world, jobs, out=context.out, device=context.device, deadline=context.deadline)
+        for name, trained, got in zip(LONG, runs, _measured(world, runs, study, context), strict=True):
+            models[name].append({**got, "seed": seed, "settled": late_change(trained)})
+            where = {"energy": "total", "budget": "columns", "steps": size.steps, "model": name, "seed": seed}
+            ran.append({**where, "run": trained.directory.name})
+    laws = {name: [_law([one], "excess_units", rng) for one in found] for name, found in models.items()}
+    return {"seed": seed, "steps": lengths, "models": models, "laws": laws}
 
 
 def _job(name: str, size: Size, budget: str, seed: int) -> Job:

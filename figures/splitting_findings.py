@@ -65,7 +65,7 @@ def _splitting(numbers: dict[str, Any], decided: bool) -> dict[str, str]:
     groups = mean(numbers["results"]["total"]["columns"]["sasa"], "excess_units")
     largest = [(d, n) for d, n in zip(dims, groups, strict=True) if n is not None][-1:]
     ours = ", ".join(f"{n:.1f} groups at d = {d}" for d, n in largest) or "none counted"
-    stays, longer = _twice(numbers)
+    stays, longer = _trained_longer(numbers)
     text = (
         "units per feature by excess energy against a basis, d, or 2 d for codes that are not negative. "
         f"{'; '.join(said)}; SASA, matched columns: {ours}. {longer}With at least d active columns nothing forces "
@@ -83,27 +83,27 @@ def _largest(models: Models, dims: list[int]) -> str:
     return ", ".join(said) or "none counted"
 
 
-def _twice(numbers: dict[str, Any]) -> tuple[bool, str]:
-    """Whether the status of the first seed stays when it is trained twice as long, and a sentence about it."""
-    doubled = numbers["doubled"]
-    if not doubled:
+def _trained_longer(numbers: dict[str, Any]) -> tuple[bool, str]:
+    """Whether the status of the first seed stays when it is trained to its plateau, and a sentence about it."""
+    longer = numbers["longer"]
+    if not longer:
         return True, ""
     on = _vectors(numbers, "total", "columns")
-    counts, statuses = [], []
-    for length in (0, 1):
-        beyond = _beyond({name: [doubled["models"][name][length]] for name in on}, numbers["dims"])
-        exponential = [doubled["laws"][name][length]["decision"] == "exponential" for name in on]
-        counts.append((sum(beyond), sum(exponential)))
+    said, statuses = [], []
+    for length, steps in enumerate(longer["steps"]):
+        beyond = _beyond({name: [longer["models"][name][length]] for name in on}, numbers["dims"])
+        exponential = [longer["laws"][name][length]["decision"] == "exponential" for name in on]
+        said.append(f"{steps:,} steps: beyond a basis in {sum(beyond)}, exponential in {sum(exponential)}")
         statuses.append(_status(beyond, exponential))
-    changed = [label(n) for n in on if len({law["decision"] for law in doubled["laws"][n]}) > 1]
-    steps = [f"{n:,}" for n in doubled["steps"]]
+    left = {name: [one["unexplained"] for one in longer["models"][name]] for name in on}
+    most = max(on, key=lambda name: left[name][-2] / left[name][-1])
     text = (
-        f"Seed {doubled['seed']} at {steps[1]} steps in place of {steps[0]} (energy total, matched columns): beyond a "
-        f"basis in {counts[1][0]} ({counts[0][0]}), exponential in {counts[1][1]} ({counts[0][1]}), D4's decision "
-        f"changes for {', '.join(changed) or 'none'}; the conclusion "
-        + ("stays. " if statuses[0] == statuses[1] else f"changes from {statuses[0]} to {statuses[1]}. ")
+        f"Seed {longer['seed']} trained longer (energy total, matched columns), {len(on)} vector dictionaries, "
+        f"{'; '.join(said)}; from {longer['steps'][-2]:,} to {longer['steps'][-1]:,} steps unexplained variance falls "
+        f"by {1 - left[most][-1] / left[most][-2]:.0%} at most ({label(most)}); the conclusion "
+        + ("stays. " if len(set(statuses)) == 1 else f"changes: {', '.join(statuses)}. ")
     )
-    return statuses[0] == statuses[1], text
+    return len(set(statuses)) == 1, text
 
 
 def _covering(numbers: dict[str, Any], decided: bool) -> dict[str, str]:

@@ -64,8 +64,8 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
             out += [_fit(models, where), _units(models, dims, where), _recovered(models, numbers, where)]
             out.append(_cosines(models, dims, where))
         out.append(_coverings({**budgets["columns"], **numbers[REFERENCES][energy]}, numbers, energy))
-    if numbers["doubled"]:
-        out.append(_doubled(numbers))
+    if numbers["longer"]:
+        out.append(_longer(numbers))
     return [*out, _laws(numbers)]
 
 
@@ -144,25 +144,27 @@ def _cosines(models: dict[str, Any], dims: list[int], where: str) -> dict[str, A
     return table(f"Atoms of one feature: {where}", ["dictionary", *(f"d = {d}" for d in dims)], rows, note)
 
 
-def _doubled(numbers: dict[str, Any]) -> dict[str, Any]:
-    doubled = numbers["doubled"]
+def _longer(numbers: dict[str, Any]) -> dict[str, Any]:
+    longer = numbers["longer"]
     last = numbers["dims"][-1]
     rows = []
-    for name, pair in doubled["models"].items():
-        row: list[str | None] = [label(name), *(f"{one['unexplained']:.4f}" for one in pair)]
+    for name, lengths in longer["models"].items():
+        row: list[str | None] = [label(name), *(f"{one['unexplained']:.4f}" for one in lengths)]
         for quantity in ("units", "excess_units"):
-            row += [_cell(one[quantity][-1], 1) for one in pair]
-        rows.append([*row, *(_law(law)[-1] for law in doubled["laws"][name]), f"{pair[1]['settled']:.2f}"])
+            row += [_cell(one[quantity][-1], 1) for one in lengths]
+        laws = (_law(law)[-1] for law in longer["laws"][name])
+        rows.append([*row, *laws, " / ".join(f"{one['settled']:.2f}" for one in lengths)])
     columns = [
         f"{text}, {steps:,} steps"
         for text in ("unexplained variance", f"units at d = {last}", f"excess units at d = {last}", "growth (lead)")
-        for steps in doubled["steps"]
+        for steps in longer["steps"]
     ]
     note = (
-        f"Energy total, budget columns, seed {doubled['seed']}, the learning rate brought down over the same share. "
-        "Growth: the decision of D4 about units by excess energy, from this seed alone. Late change as above."
+        f"Energy total, budget columns, seed {longer['seed']}, the learning rate brought down over the same share. "
+        "Growth: the decision of D4 about units by excess energy, from this seed alone. Late change as above, at each "
+        "length."
     )
-    return table("Trained twice as long", ["dictionary", *columns, "late change"], rows, note)
+    return table("Trained longer", ["dictionary", *columns, "late change"], rows, note)
 
 
 def _coverings(models: dict[str, Any], numbers: dict[str, Any], energy: str) -> dict[str, Any]:

@@ -34,8 +34,9 @@ def split() -> Planned:
     for energy, budget in study.cells:
         names = VECTORS if budget in ("bits", "units") else MODELS
         yield worlds[energy], [splitting._job(name, study.size, budget, SEED) for name in names]
-    twice = dataclasses.replace(study.size, steps=2 * study.size.steps)
-    yield worlds["total"], [job(name, twice, "columns", SEED) for name in MODELS]
+    for factor in study.longer:
+        longer = dataclasses.replace(study.size, steps=factor * study.size.steps)
+        yield worlds["total"], [job(name, longer, "columns", SEED) for name in splitting.LONG]
 
 
 def benchmarks() -> Planned:
