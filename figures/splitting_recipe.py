@@ -57,7 +57,12 @@ GROUPED = ("sasa", WITH_SPLITS, "bsf")
 MODELS = (*VECTORS, *SASAS, *BLOCKS)
 #: steered by a penalty; the others are told how many units may be on
 PENALISED = ("relu", "jumprelu", "gated", "grouplasso")
-PUBLISHED_COEFFICIENTS = {"relu": 0.03, "gated": 0.06, "jumprelu": 1.0}
+#: as the published code trains them (with the defaults of sae-lens)
+PUBLISHED_PENALTIES = {
+    "relu": {"coefficient": 0.03},
+    "gated": {"coefficient": 0.06},
+    "jumprelu": {"coefficient": 1.0, "initial_threshold": 0.01, "bandwidth": 0.05},
+}
 
 #: share of the steps over which SASA's penalty is raised
 WARM = 1 / 4
@@ -187,8 +192,8 @@ def job(model: str, size: Size, budget: str, seed: int) -> Job:
 def published_job(model: str, size: Size, seed: int) -> Job:
     """As the published code: Adam at 1e-3, its l1 coefficients, no revival, nuclear coefficient 0."""
     architecture, settings = model_settings(model, size, "columns")
-    if model in PUBLISHED_COEFFICIENTS:
-        settings |= {"target_l0": None, "coefficient": PUBLISHED_COEFFICIENTS[model]}
+    if model in PUBLISHED_PENALTIES:
+        settings |= {"target_l0": None, **PUBLISHED_PENALTIES[model]}
     settings |= {name: 0 for name in settings if name.startswith("aux_")}
     return Job(architecture, settings, train_settings(size, seed, 1e-3))
 

@@ -32,7 +32,7 @@ def test_training_begins_on_a_quantile_of_the_first_rows(width, latents, target,
     l0, wanted = float(model.encode(x).l0().double().mean()), min(target, latents / 2)
     most = max(wanted, min(DENSER * wanted, MOST_SHARE * latents))
     # a threshold is positive, and few latents of a small width may have fewer pre-activations above 0 than wanted
-    assert l0 == pytest.approx(most, abs=1.0) or float(model.threshold[0]) < 0.1 * float(model.bandwidth) + 1e-6
+    assert l0 == pytest.approx(most, abs=1.0) or float(model.threshold[0].detach()) < 0.1 * float(model.bandwidth) + 1e-6
     torch.testing.assert_close(scaled.threshold, scale * model.threshold, rtol=1e-3, atol=0)
     torch.testing.assert_close(scaled.bandwidth, scale * model.bandwidth, rtol=1e-3, atol=0)
     torch.testing.assert_close(scaled.coefficient, scale**2 * model.coefficient, rtol=1e-3, atol=0)
@@ -77,12 +77,12 @@ def worlds(draw):
 
 def trained_l0(world, target, seed, **more):
     model = build("jumprelu", width_in=world.width, n_latents=96, target_l0=target, **more)
-    training = TrainSettings(steps=600, batch_size=256, lr=3e-3, decay_fraction=0.3, dead_window=30 * 256, seed=seed)
+    training = TrainSettings(steps=500, batch_size=256, lr=3e-3, decay_fraction=0.3, dead_window=30 * 256, seed=seed)
     trained = Trainer(model, world.batches(256), training, progress=False).fit()
     return run(trained, world, 4096, [Sparsity()])["l0"].l0
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(worlds(), st.integers(0, 99))
 def test_training_ends_at_the_l0_it_is_told(world_and_target, seed):
     world, target = world_and_target
