@@ -32,7 +32,9 @@ def test_training_begins_on_a_quantile_of_the_first_rows(width, latents, target,
     l0, wanted = float(model.encode(x).l0().double().mean()), min(target, latents / 2)
     most = max(wanted, min(DENSER * wanted, MOST_SHARE * latents))
     # a threshold is positive, and few latents of a small width may have fewer pre-activations above 0 than wanted
-    assert l0 == pytest.approx(most, abs=1.0) or float(model.threshold[0].detach()) < 0.1 * float(model.bandwidth) + 1e-6
+    assert (
+        l0 == pytest.approx(most, abs=1.0) or float(model.threshold[0].detach()) < 0.1 * float(model.bandwidth) + 1e-6
+    )
     torch.testing.assert_close(scaled.threshold, scale * model.threshold, rtol=1e-3, atol=0)
     torch.testing.assert_close(scaled.bandwidth, scale * model.bandwidth, rtol=1e-3, atol=0)
     torch.testing.assert_close(scaled.coefficient, scale**2 * model.coefficient, rtol=1e-3, atol=0)
