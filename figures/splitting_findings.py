@@ -126,7 +126,7 @@ def _covering(numbers: dict[str, Any], decided: bool) -> dict[str, str]:
         for budget, (more, same, never) in counts.items()
     ]
     text = f"vector dictionaries, energy total, cases of k < d. {'; '.join(told)}"
-    more, same, _ = counts["columns"]
+    more, same, _ = (sum(count) for count in zip(*counts.values(), strict=True))
     status = "undecided" if not decided or more + same == 0 else "supported" if same == 0 else "needs an assumption"
     return {"sentence": "covering", "status": status, "text": text}
 
