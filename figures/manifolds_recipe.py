@@ -69,7 +69,7 @@ def _job(architecture: str, budget: str, steps: int, seed: int, training: Mappin
 def search(out: Path) -> dict[str, Any]:
     """Run the grid and choose (module docstring)."""
     world = World.from_spec(WORLD)
-    named = [
+    named: list[dict[str, Any]] = [
         {"budget": budget, "architecture": architecture, "training": {"lr": lr, "initialise": start}}
         for budget, architecture in itertools.product(BUDGETS, (*BASELINES, "sasa"))
         for lr, start in itertools.product(*GRID.values())
