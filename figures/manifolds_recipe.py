@@ -3,9 +3,9 @@
     python -m figures.manifolds_recipe --out results      runs the grid and rewrites manifolds_recipe.json
 
 For every architecture and budget the grid crosses the learning rate with the start of the decoder (random directions
-or data points). The choice is the smallest held-out unexplained variance among
-runs within 15 % of the budget's L0 (or the run nearest to it). Owner counts play no part in it, and the search's seed
-is none of the figure's. SASA takes part on the same terms; its nuclear coefficient comes from C6, not from the grid.
+or data points). The choice is the smallest held-out unexplained variance among runs within 15 % of the budget's L0 (or
+the run nearest to it). Owner counts play no part in it, and the search's seed is none of the figure's. SASA takes part
+on the same terms; its nuclear coefficient comes from C6, not from the grid.
 """
 
 import itertools

@@ -57,14 +57,21 @@ class Recipe:
         """The command line of a search: --out says where its runs are kept, --afresh runs all cells again.
 
         Without it the tracked cells stay whose runs have the name they would have now, that is, the same world, model
-        and training: an architecture that changes its settings is searched again, alone.
+        and training: an architecture that changes its settings is searched again, alone. One that trains otherwise
+        under the same settings needs --afresh. Errors of the lab are one line, and leave the tracked file as it is.
         """
         parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
         parser.add_argument("--out", type=Path, default=Path("results"))
         parser.add_argument("--afresh", action="store_true", help="run the cells again that the tracked file holds")
         given = parser.parse_args()
+        if given.out.exists() and not given.out.is_dir():
+            parser.error(f"--out is {given.out}, a file; expected a directory")
         self.known = {} if given.afresh or not self.is_made() else {cell["run"]: cell for cell in _cells(self())}
-        write_json(Path(str(self.file)), search(given.out))
+        try:
+            found = search(given.out)
+        except LabError as error:
+            parser.exit(1, f"{parser.prog}: error: {error}\n")
+        write_json(Path(str(self.file)), found)
         self.__dict__.pop("_read", None)
 
     def run_grid(

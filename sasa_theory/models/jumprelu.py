@@ -48,8 +48,8 @@ class _Step(torch.autograd.Function):
 
 #: rows on which threshold, window and coefficient begin
 FIRST_ROWS = 1024
-#: weight of (L0 / target - 1)^2 in units of E||h||^2. One more latent at the target explains E||h||^2 / L0 at most, and
-#: up to a third of it in the shipped worlds, so that training ends within 2 % of the target at 10
+#: weight of (L0 / target - 1)^2 in units of E||h||^2. One more latent explains less than the mean one, E||h||^2 / L0;
+#: with this weight w the two sides of the loss are then in balance within 1 / (2 w) = 5 % of the target
 TARGET_WEIGHT = 10.0
 #: latents on at the beginning for each one wanted: those that begin off learn nothing until one turns on
 DENSER = 4.0
@@ -86,14 +86,16 @@ class JumpReLU(SparseModel):
     ) -> None:
         super().__init__(width_in, n_latents)
         require_number(aux_latents=aux_latents)
-        for name, value, low in (
-            ("coefficient", coefficient, 0.0),
-            ("bandwidth", bandwidth, 1e-8),
-            ("initial_threshold", initial_threshold, 1e-8),
-            ("target_l0", target_l0, 1e-3),
+        # a coefficient of 0 would hold nothing at the target
+        least = 0.0 if target_l0 is None else 1e-12
+        for name, value, low, high in (
+            ("coefficient", coefficient, least, math.inf),
+            ("bandwidth", bandwidth, 1e-8, math.inf),
+            ("initial_threshold", initial_threshold, 1e-8, math.inf),
+            ("target_l0", target_l0, 1e-3, n_latents),
         ):
             if value is not None:
-                require_number(low=low, **{name: value})
+                require_number(low, high, **{name: value})
         self.aux_latents, self.target_l0 = aux_latents, target_l0
         self._share = BEGIN_SHARE
         if target_l0 is not None:

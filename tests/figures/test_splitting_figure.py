@@ -256,6 +256,15 @@ def test_findings_follow_the_numbers_and_a_quick_run_decides_nothing(made_up):
     assert [f["status"] for f in said.findings(numbers, decided=True)][:2] == ["refuted", "needs an assumption"]
 
 
+def test_an_exception_under_any_budget_counts_against_covering(made_up):
+    numbers, cell, _ = made_up
+    few = {**cell, "covering": [{"atoms": [float(d) for d in numbers["dims"]], "whole": [1.0] * 8}], "l0_columns": 10.0}
+    numbers["active"]["bits"] = 10
+    assert said._covering(numbers, decided=True)["status"] == "supported"
+    numbers["results"]["total"]["bits"] = {name: [few] for name in VECTORS}
+    assert said._covering(numbers, decided=True)["status"] == "needs an assumption"
+
+
 def test_a_dictionary_off_its_budget_is_marked_and_no_part_of_a_finding(made_up):
     numbers, cell, _ = made_up
     results = numbers["results"]["total"]["columns"]

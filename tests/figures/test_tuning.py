@@ -70,6 +70,22 @@ def test_a_search_that_was_not_run_is_named_and_can_be_made(tmp_path, monkeypatc
     assert recipe() == {"out": "runs"} == json.loads(recipe.file.read_text())
 
 
+def test_a_search_that_fails_is_one_line_and_leaves_what_is_tracked(tmp_path, monkeypatch, capsys):
+    recipe = Recipe("made_up")
+    recipe.file = tmp_path / "made_up_recipe.json"
+    recipe.file.write_text('{"grid": []}')
+
+    def failing(out):
+        raise LabError("the disk is full")
+
+    for out, words in ((recipe.file, "a file; expected a directory"), (tmp_path / "runs", "error: the disk is full")):
+        monkeypatch.setattr(sys, "argv", ["search", "--out", str(out)])
+        with pytest.raises(SystemExit):
+            recipe.make(failing, "What is searched.")
+        assert words in capsys.readouterr().err
+    assert recipe.file.read_text() == '{"grid": []}'
+
+
 def test_late_change_compares_the_end_with_where_the_rate_began_to_fall():
     def of(explained):
         return late_change(Run(None, None, [{"explained_variance_raw": v} for v in explained], 0.0))

@@ -1,4 +1,7 @@
-"""The store: what goes in comes out, and no accident makes it lie."""
+"""The store: what goes in comes out, and no accident makes it lie.
+
+One long file, because reading, streams and accidents write their stores with the same helpers.
+"""
 
 import contextlib
 import errno
