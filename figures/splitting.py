@@ -14,8 +14,8 @@ reader should know:
   excess energy beside it.
 - Only features whose recovered energy is at least one half are counted, as published: the share of these is given, for
   a dictionary that drops the large features looks frugal.
-- Unexplained variance still falls while the learning rate is brought down. So the first seed is trained to its plateau
-  too (matched columns, `LONGER` times the steps), and the finding says whether its conclusion stays.
+- A dictionary that is not at its plateau may look as if its counts grew exponentially. So the first seed is trained for
+  other lengths too (matched columns, `Study.lengths`), and the finding says whether its conclusion stays.
 - Dictionaries that are steered to their L0 and miss it by more than 15 % are marked and no part of a finding.
 - SASA and the featurizers have a group of 16 columns for each feature that is on, under all budgets; a group that holds
   a feature of dimension 1 pays for 16 coefficients in L0 and in bits.
@@ -67,19 +67,18 @@ class Study:
     """What a profile runs: its size, which (energy, budget) cells, how closely each model is looked at.
 
     reference_rows  rows that the references are fitted to.
-    longer          by how much longer the first seed is trained too (matched columns, energy "total").
+    lengths         steps, those of the size among them, for which the first seed is trained (matched columns, "total").
     """
 
     size: Size
     cells: tuple[tuple[str, str], ...]
     effort: Effort
     reference_rows: int
-    longer: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
 
 
-LONGER = (4, 8)
-#: trained longer: every vector dictionary, and the two recipes of SASA
-LONG = (*VECTORS, "sasa", WITH_SPLITS)
+#: trained for several lengths: every vector dictionary, and the two recipes of SASA
+LENGTHENED = (*VECTORS, "sasa", WITH_SPLITS)
 CASES = tuple((k, eps) for eps in (0.5, 0.3) for k in (1, 2, 4, 8))
 BOTH = tuple((energy, "columns") for energy in ENERGIES)
 STUDIES = {
@@ -90,18 +89,18 @@ STUDIES = {
         4000,
     ),
     "standard": Study(
-        Size("splitting-192", 192, 8, 2, 1600, 256),
+        Size("splitting-192", 192, 8, 2, 6400, 256),
         (*BOTH, ("total", "bits"), ("per_dim", "bits"), ("total", "units")),
         Effort(rows=20_000, alone=200, cases=CASES, covered=2, points=200, candidates=192),
         16_000,
-        LONGER,
+        (1600, 6400, 12_800),
     ),
     "paper": Study(
         Size("splitting", 768, 32, 4, 8000, 2048),
         tuple((energy, budget) for energy in ENERGIES for budget in (*BUDGETS, PUBLISHED)),
         Effort(rows=60_000, alone=500, cases=CASES, covered=4, points=500, candidates=512),
         60_000,
-        LONGER[:1],
+        (8000, 32_000),
     ),
 }
 
@@ -140,7 +139,7 @@ def run(context: Context) -> dict[str, Any]:
         "results": results,
         "references": yardsticks,
         "laws": _laws(results, yardsticks, rng),
-        "longer": _longer(results, study, context, ran, rng) if study.longer else None,
+        "lengths": _lengths(results, study, context, ran, rng) if study.lengths else None,
         "floors": [[atom_floor(d, k, eps) for d in DIMS] for k, eps in study.effort.cases],
         "ceilings": {budget: [ceiling(size.columns, size.budget(budget), d) for d in DIMS] for budget in BUDGETS},
     }
@@ -160,23 +159,26 @@ def run(context: Context) -> dict[str, Any]:
     }
 
 
-def _longer(
+def _lengths(
     results: dict[str, Any], study: Study, context: Context, ran: list[dict[str, Any]], rng: np.random.Generator
 ) -> dict[str, Any]:
-    """The first seed with energy "total" and matched columns: {"models": {name: [as it is, at each longer length]}}."""
-    seed, lengths = context.seeds[0], [study.size.steps]
-    models = {name: [results["total"]["columns"][name][0]] for name in LONG}
-    for factor in study.longer:
-        size = replace(study.size, steps=factor * study.size.steps)
-        lengths.append(size.steps)
-        world, jobs = size.world("total"), [job(name, size, "columns", seed) for name in LONG]
+    """The first seed with energy "total" and matched columns: {"models": {name: [at each length]}}."""
+    seed = context.seeds[0]
+    models: dict[str, list[dict[str, Any]]] = {name: [] for name in LENGTHENED}
+    for steps in study.lengths:
+        if steps == study.size.steps:
+            for name in LENGTHENED:
+                models[name].append(results["total"]["columns"][name][0])
+            continue
+        size = replace(study.size, steps=steps)
+        world, jobs = size.world("total"), [job(name, size, "columns", seed) for name in LENGTHENED]
         runs = fit_all(world, jobs, out=context.out, device=context.device, deadline=context.deadline)
-        for name, trained, got in zip(LONG, runs, _measured(world, runs, study, context), strict=True):
+        for name, trained, got in zip(LENGTHENED, runs, _measured(world, runs, study, context), strict=True):
             models[name].append({**got, "seed": seed, "settled": late_change(trained)})
-            where = {"energy": "total", "budget": "columns", "steps": size.steps, "model": name, "seed": seed}
+            where = {"energy": "total", "budget": "columns", "steps": steps, "model": name, "seed": seed}
             ran.append({**where, "run": trained.directory.name})
     laws = {name: [_law([one], "excess_units", rng) for one in found] for name, found in models.items()}
-    return {"seed": seed, "steps": lengths, "models": models, "laws": laws}
+    return {"seed": seed, "tables": study.size.steps, "steps": list(study.lengths), "models": models, "laws": laws}
 
 
 def _job(name: str, size: Size, budget: str, seed: int) -> Job:
@@ -260,7 +262,7 @@ figures.register("splitting")(
         title="E2: units per feature against its dimension, fifteen dictionaries at matched budgets",
         run=run,
         draw=draw,
-        budget={"quick": 60.0, "standard": 50 * 60.0, "paper": 7 * 3600.0},
+        budget={"quick": 60.0, "standard": 150 * 60.0, "paper": 7 * 3600.0},
         needs="" if recipe.is_made() else "its tuning (python -m figures.splitting_recipe)",
     )
 )

@@ -65,10 +65,10 @@ def _splitting(numbers: dict[str, Any], decided: bool) -> dict[str, str]:
     groups = mean(numbers["results"]["total"]["columns"]["sasa"], "excess_units")
     largest = [(d, n) for d, n in zip(dims, groups, strict=True) if n is not None][-1:]
     ours = ", ".join(f"{n:.1f} groups at d = {d}" for d, n in largest) or "none counted"
-    stays, longer = _trained_longer(numbers)
+    stays, lengths = _by_length(numbers)
     text = (
         "units per feature by excess energy against a basis, d, or 2 d for codes that are not negative. "
-        f"{'; '.join(said)}; SASA, matched columns: {ours}. {longer}With at least d active columns nothing forces "
+        f"{'; '.join(said)}; SASA, matched columns: {ours}. {lengths}With at least d active columns nothing forces "
         "splitting: A2 and A3 need a budget below d"
     )
     return {"sentence": "splitting", "status": status if decided and stays else "undecided", "text": text}
@@ -83,27 +83,30 @@ def _largest(models: Models, dims: list[int]) -> str:
     return ", ".join(said) or "none counted"
 
 
-def _trained_longer(numbers: dict[str, Any]) -> tuple[bool, str]:
-    """Whether the status of the first seed stays when it is trained to its plateau, and a sentence about it."""
-    longer = numbers["longer"]
-    if not longer:
+def _by_length(numbers: dict[str, Any]) -> tuple[bool, str]:
+    """Whether the first seed's status stays from the length of the tables on, and a sentence about all lengths."""
+    trained = numbers["lengths"]
+    if not trained:
         return True, ""
     on = _vectors(numbers, "total", "columns")
     said, statuses = [], []
-    for length, steps in enumerate(longer["steps"]):
-        beyond = _beyond({name: [longer["models"][name][length]] for name in on}, numbers["dims"])
-        exponential = [longer["laws"][name][length]["decision"] == "exponential" for name in on]
+    for length, steps in enumerate(trained["steps"]):
+        beyond = _beyond({name: [trained["models"][name][length]] for name in on}, numbers["dims"])
+        exponential = [trained["laws"][name][length]["decision"] == "exponential" for name in on]
         said.append(f"{steps:,} steps: beyond a basis in {sum(beyond)}, exponential in {sum(exponential)}")
-        statuses.append(_status(beyond, exponential))
-    left = {name: [one["unexplained"] for one in longer["models"][name]] for name in on}
+        if steps >= trained["tables"]:
+            statuses.append(_status(beyond, exponential))
+    left = {name: [one["unexplained"] for one in trained["models"][name]] for name in on}
     most = max(on, key=lambda name: left[name][-2] / left[name][-1])
+    last = " to ".join(f"{steps:,}" for steps in trained["steps"][-2:])
+    stays = len(set(statuses)) == 1
     text = (
-        f"Seed {longer['seed']} trained longer (energy total, matched columns), {len(on)} vector dictionaries, "
-        f"{'; '.join(said)}; from {longer['steps'][-2]:,} to {longer['steps'][-1]:,} steps unexplained variance falls "
-        f"by {1 - left[most][-1] / left[most][-2]:.0%} at most ({label(most)}); the conclusion "
-        + ("stays. " if len(set(statuses)) == 1 else f"changes: {', '.join(statuses)}. ")
+        f"Seed {trained['seed']} by length of training (energy total, matched columns), {len(on)} vector dictionaries, "
+        f"{'; '.join(said)}; from {last} steps unexplained variance falls by "
+        f"{1 - left[most][-1] / left[most][-2]:.0%} at most ({label(most)}); from the {trained['tables']:,} steps of "
+        f"the tables on the conclusion {'stays' if stays else 'changes: ' + ', '.join(statuses)}. "
     )
-    return len(set(statuses)) == 1, text
+    return stays, text
 
 
 def _covering(numbers: dict[str, Any], decided: bool) -> dict[str, str]:

@@ -64,8 +64,8 @@ def tables(numbers: dict[str, Any]) -> list[dict[str, Any]]:
             out += [_fit(models, where), _units(models, dims, where), _recovered(models, numbers, where)]
             out.append(_cosines(models, dims, where))
         out.append(_coverings({**budgets["columns"], **numbers[REFERENCES][energy]}, numbers, energy))
-    if numbers["longer"]:
-        out.append(_longer(numbers))
+    if numbers["lengths"]:
+        out.append(_lengths(numbers))
     return [*out, _laws(numbers)]
 
 
@@ -144,27 +144,27 @@ def _cosines(models: dict[str, Any], dims: list[int], where: str) -> dict[str, A
     return table(f"Atoms of one feature: {where}", ["dictionary", *(f"d = {d}" for d in dims)], rows, note)
 
 
-def _longer(numbers: dict[str, Any]) -> dict[str, Any]:
-    longer = numbers["longer"]
+def _lengths(numbers: dict[str, Any]) -> dict[str, Any]:
+    trained = numbers["lengths"]
     last = numbers["dims"][-1]
     rows = []
-    for name, lengths in longer["models"].items():
-        row: list[str | None] = [label(name), *(f"{one['unexplained']:.4f}" for one in lengths)]
+    for name, runs in trained["models"].items():
+        row: list[str | None] = [label(name), *(f"{one['unexplained']:.4f}" for one in runs)]
         for quantity in ("units", "excess_units"):
-            row += [_cell(one[quantity][-1], 1) for one in lengths]
-        laws = (_law(law)[-1] for law in longer["laws"][name])
-        rows.append([*row, *laws, " / ".join(f"{one['settled']:.2f}" for one in lengths)])
+            row += [_cell(one[quantity][-1], 1) for one in runs]
+        laws = (_law(law)[-1] for law in trained["laws"][name])
+        rows.append([*row, *laws, " / ".join(f"{one['settled']:.2f}" for one in runs)])
     columns = [
         f"{text}, {steps:,} steps"
         for text in ("unexplained variance", f"units at d = {last}", f"excess units at d = {last}", "growth (lead)")
-        for steps in longer["steps"]
+        for steps in trained["steps"]
     ]
     note = (
-        f"Energy total, budget columns, seed {longer['seed']}, the learning rate brought down over the same share. "
+        f"Energy total, budget columns, seed {trained['seed']}, the learning rate brought down over the same share. "
         "Growth: the decision of D4 about units by excess energy, from this seed alone. Late change as above, at each "
         "length."
     )
-    return table("Trained longer", ["dictionary", *columns, "late change"], rows, note)
+    return table("Length of training", ["dictionary", *columns, "late change"], rows, note)
 
 
 def _coverings(models: dict[str, Any], numbers: dict[str, Any], energy: str) -> dict[str, Any]:

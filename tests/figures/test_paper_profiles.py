@@ -34,9 +34,9 @@ def split() -> Planned:
     for energy, budget in study.cells:
         names = VECTORS if budget in ("bits", "units") else MODELS
         yield worlds[energy], [splitting._job(name, study.size, budget, SEED) for name in names]
-    for factor in study.longer:
-        longer = dataclasses.replace(study.size, steps=factor * study.size.steps)
-        yield worlds["total"], [job(name, longer, "columns", SEED) for name in splitting.LONG]
+    for steps in study.lengths:
+        size = dataclasses.replace(study.size, steps=steps)
+        yield worlds["total"], [job(name, size, "columns", SEED) for name in splitting.LENGTHENED]
 
 
 def benchmarks() -> Planned:

@@ -186,7 +186,7 @@ SEARCHED = {budget: float(tuning.SEARCH.budget(budget)) for budget in BUDGETS}
 
 @pytest.fixture(scope="module")
 def study():
-    return e2.Study(SMALL, (("total", "columns"), ("total", "units")), EFFORT, 300, longer=(2, 3))
+    return e2.Study(SMALL, (("total", "columns"), ("total", "units")), EFFORT, 300, lengths=(2, 3, 6))
 
 
 def test_tiny_run_round_trip_and_drawing(tuned, study, tmp_path, monkeypatch):
@@ -195,7 +195,7 @@ def test_tiny_run_round_trip_and_drawing(tuned, study, tmp_path, monkeypatch):
     for module in (e2, tuning, shown, said):  # one of each kind: the rest differ in training only
         monkeypatch.setattr(module, "VECTORS", ("topk", "relu"))
     monkeypatch.setattr(e2, "MODELS", ("topk", "relu", "sasa", "sasa, as published", "bsf"))
-    monkeypatch.setattr(e2, "LONG", ("topk", "relu", "sasa"))
+    monkeypatch.setattr(e2, "LENGTHENED", ("topk", "relu", "sasa"))
     context = Context("standard", (0,), tmp_path)
     figure = figures["splitting"]
     with parallel_config(backend="sequential"):
@@ -209,9 +209,9 @@ def test_tiny_run_round_trip_and_drawing(tuned, study, tmp_path, monkeypatch):
     named = {t["title"]: [row[0] for row in t["rows"]] for t in read_back["tables"]}
     # the groups that single columns are matched to stand beside them
     assert {"SASA", "BSF"} <= set(named["Fit: energy total, budget units"])
-    assert len(named["Trained longer"]) == 3 and numbers["longer"]["steps"] == [3, 6, 9]
-    for name, lengths in numbers["longer"]["models"].items():
-        assert lengths[0] == numbers["results"]["total"]["columns"][name][0]
+    assert len(named["Length of training"]) == 3 and numbers["lengths"]["steps"] == [2, 3, 6]
+    for name, lengths in numbers["lengths"]["models"].items():
+        assert lengths[1] == numbers["results"]["total"]["columns"][name][0]
         assert len({one["unexplained"] for one in lengths}) == 3
     assert all(len(row) == len(t["columns"]) for t in read_back["tables"] for row in t["rows"])
     pictures = figure.draw(read_back)
@@ -240,7 +240,7 @@ def made_up():
         "active": {"columns": 32},
         "results": {"total": {"columns": {name: [cell] for name in MODELS}}},
         "laws": {"total": {"columns": dict.fromkeys(MODELS, law)}},
-        "longer": None,
+        "lengths": None,
     }
     return numbers, cell, law
 
@@ -279,17 +279,19 @@ def test_a_dictionary_off_its_budget_is_marked_and_no_part_of_a_finding(made_up)
     assert {f["status"] for f in found} == {"supported"} and "off budget: JumpReLU" in found[0]["text"]
 
 
-def test_a_conclusion_that_longer_training_changes_is_none(made_up):
+def test_a_conclusion_that_the_length_of_training_changes_is_none(made_up):
     numbers, cell, _ = made_up
     models = {name: [{**cell, "unexplained": left} for left in (0.4, 0.2, 0.19)] for name in MODELS}
     laws = {name: [{"decision": "exponential"}] * 3 for name in MODELS}
-    numbers["longer"] = {"seed": 0, "steps": [1600, 6400, 12800], "models": models, "laws": laws}
+    numbers["lengths"] = {"seed": 0, "tables": 6400, "steps": [1600, 6400, 12800], "models": models, "laws": laws}
     found = said.findings(numbers, decided=True)[0]
     assert found["status"] == "supported" and "the conclusion stays" in found["text"]
     assert "from 6,400 to 12,800 steps unexplained variance falls by 5% at most" in found["text"]
     laws["topk"] = [{"decision": "exponential"}, {"decision": "exponential"}, {"decision": "polynomial"}]
     found = said.findings(numbers, decided=True)[0]
-    assert found["status"] == "undecided" and "changes: supported, supported, needs an assumption" in found["text"]
+    assert found["status"] == "undecided" and "changes: supported, needs an assumption" in found["text"]
+    laws["topk"] = [{"decision": "polynomial"}, {"decision": "exponential"}, {"decision": "exponential"}]
+    assert said.findings(numbers, decided=True)[0]["status"] == "supported"  # shorter than the tables: told, no more
 
 
 def test_the_command_line_lists_it_and_sentences_point_to_it(capsys):
