@@ -79,7 +79,7 @@ class BatchTopK(SparseModel):
 
     def gated_form(self) -> GatedForm | None:
         """The gate of the whole batch, with unit decoder rows."""
-        return GatedForm(self.active_latents, True, self.aux_latents, "rows", per_batch=True)
+        return GatedForm(self.active_latents, True, self.aux_latents, "rows", choice="batch")
 
     @torch.no_grad()
     def post_step(self, loss: Loss) -> None:

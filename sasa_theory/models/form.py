@@ -1,30 +1,36 @@
 """What a faster training step must know of a gated model: how its loss is made, in numbers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
 class GatedForm:
-    """Top-s gate of rectified or signed codes, linear decoder, mean square error, auxiliary loss, constraint, charge.
+    """Gate of rectified or signed codes, linear decoder, mean square error, auxiliary loss, constraint, charge.
 
-    n_best      units on per row (s); on average, where `per_batch` chooses the B s largest of the batch.
+    n_best      units on per row (s): the largest of each "row", or the B s largest of the "batch"; 0 where `choice` is
+                "positive", all coefficients above 0.
     rectify     negative coefficients count as zero.
     n_aux       dead units asked to explain each row's residual.
     constraint  what follows a step: decoder rows of length 1, decoder blocks of Frobenius norm sqrt(r), the same with
                 the encoder scaled back ("gauge": every map stays), or nothing.
     prefixes    sizes of nested dictionaries, the last of all units: each must reconstruct by itself; () for one alone.
-    penalty     nuclear norm of the map or of the decoder block, times `price` for each unit that is on, or `everyone`.
+    penalty     `price` times the nuclear norm of the map or of the decoder block, of each unit that is on or of
+                `everyone`; or, "l1", times the mean over rows of sum_k c_k ||d_k||.
+    price       a number, or what gives it at every step.
     """
 
     n_best: int
     rectify: bool
     n_aux: int
     constraint: Literal["rows", "blocks", "gauge"] | None = None
-    penalty: Literal["map", "decoder"] | None = None
-    price: float = 0.0
+    penalty: Literal["map", "decoder", "l1"] | None = None
+    price: float | Callable[[], Tensor] = 0.0
     everyone: bool = False
-    per_batch: bool = False
+    choice: Literal["row", "batch", "positive"] = "row"
     prefixes: tuple[int, ...] = ()
 
 

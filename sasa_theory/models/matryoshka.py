@@ -90,5 +90,5 @@ class Matryoshka(BatchTopK):
     def gated_form(self) -> GatedForm | None:
         """BatchTopK's, with the nested dictionaries."""
         return GatedForm(
-            self.active_latents, True, self.aux_latents, "rows", per_batch=True, prefixes=tuple(self.prefixes)
+            self.active_latents, True, self.aux_latents, "rows", choice="batch", prefixes=tuple(self.prefixes)
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 from sasa_theory.models.auxiliary import auxiliary_loss
 from sasa_theory.models.base import Loss, SparseModel, reconstruction_error, require_number, unit_rows_, weighted_mean
 from sasa_theory.models.codes import Codes
+from sasa_theory.models.form import GatedForm
 from sasa_theory.models.gate import units_above
 from sasa_theory.models.registry import architectures
 from sasa_theory.models.sparsity import Coefficient
@@ -60,7 +61,15 @@ class ReLU(SparseModel):
         """SAELens "standard"."""
         return {"architecture": "standard"}, self.linear_tensors()
 
+    def gated_form(self) -> GatedForm | None:
+        """Everything positive, charged by l1, with unit decoder rows."""
+        return GatedForm(0, True, self.aux_latents, "rows", "l1", self.coefficient, choice="positive")
+
     def post_step(self, loss: Loss) -> None:
         """Unit decoder rows; one move of the coefficient."""
         unit_rows_(self.W_dec)
+        self.observe(loss)
+
+    def observe(self, loss: Loss) -> None:
+        """One move of the coefficient."""
         self.coefficient.update(loss.state["l0"])

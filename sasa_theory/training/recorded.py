@@ -31,10 +31,12 @@ SMALL_STEP = 1 << 34
 def worth_recording(model: SparseModel, batch_size: int, device: torch.device) -> bool:
     """Whether a step of `batch_size` rows is small, on a GPU, of one process (collectives are not recorded), and known.
 
-    Known are the gated models: what a loss of one's own does in Python, a replay would leave out without a word.
+    Known are the models of a gate of fixed size: what a loss of one's own does in Python, a replay would leave out
+    without a word.
     """
     work = batch_size * model.width_in * model.n_units * model.rank
-    known = unchanged(type(model)) and model.gated_form() is not None
+    form = model.gated_form()
+    known = unchanged(type(model)) and form is not None and form.choice != "positive"
     return device.type == "cuda" and parallel.world_size() == 1 and known and work <= SMALL_STEP
 
 

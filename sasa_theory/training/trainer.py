@@ -182,10 +182,10 @@ class Trainer:
     def _learn(self, z: Tensor, dead: "Tensor | None", penalty_scale: float, x: "Tensor | None" = None) -> Loss:
         """Loss, gradients and update of a normalised batch; DataError, about its raw rows x, where nothing watches."""
         settings, model = self.settings, self.model
-        if self.compiled is not None:
-            loss = self.compiled.gradients(z, dead, penalty_scale)
-        else:
-            autocast = settings.autocast and self.device.type == "cuda"
+        compiled = self.compiled
+        loss = None if compiled is None else compiled.gradients(z, dead, penalty_scale)
+        if loss is None:
+            compiled, autocast = None, settings.autocast and self.device.type == "cuda"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
                 loss = model.loss(z, dead, penalty_scale)
         total = parallel.mean(loss.total)  # so that all processes end at one step
@@ -194,9 +194,9 @@ class Trainer:
         elif not math.isfinite(float(total.detach())):  # before the weights see it, while the batch is at hand
             require_rows(z if x is None else x, model.width_in, f"batch {self.step}")
             raise DataError(f"the loss is not finite at step {self.step} though the data are; lower the learning rate")
-        if self.compiled is not None:
+        if compiled is not None:
             parallel.average_gradients(model)
-            self.compiled.update(settings.clip_norm)
+            compiled.update(settings.clip_norm)
             model.observe(loss)
         else:
             self.optimizer.zero_grad(set_to_none=True)

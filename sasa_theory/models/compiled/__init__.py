@@ -3,8 +3,8 @@
 Of the plain step's six dense products one is needed, the encoder's forward, 2 B D K r flops, and that one only to find
 out which units win. So it is taken in int8, a quarter of the time; the units that may have won, by a margin of the
 rounding errors, are computed again exactly, and a row whose margin leaves a doubt is computed in full. What follows
-touches the s units of each row: decode, and, unit by unit while its blocks are in cache, both weight gradients and the
-nuclear norm's; then clipping, Adam and the gauge in one pass over the weights.
+touches each row's units that are on: decode, and, unit by unit while its blocks are in cache, both weight gradients and
+the nuclear norm's; then clipping, Adam and the gauge in one pass over the weights.
 
     screen.py       every product, in int8 or float32, chunk by chunk (models/rounding.py: how far off int8 may be)
     gate.py         which units win                          loops: gate_loops.py, best_loops.py

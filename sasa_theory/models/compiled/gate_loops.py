@@ -199,7 +199,7 @@ def least_of(keys: ndarray, upper: ndarray, margin: ndarray, lower: ndarray, n_b
 
 
 @compiled
-def list_above(
+def list_candidates(
     start: int,
     stop: int,
     first: int,
@@ -209,11 +209,10 @@ def list_above(
     scale: ndarray,
     noise: ndarray,
     bias: ndarray,
-    level: float,
     index: ndarray,
     counts: ndarray,
 ) -> None:
-    """The units (r = 1) of rows first + [start, stop) whose coefficient may reach `level` > 0, or exceeds 0 at level 0.
+    """The units (r = 1) of rows first + [start, stop) whose coefficient may be positive.
 
     As in `shortlist`; counts[row] is how many there are, also where index[row] has too few places for them.
     """
@@ -228,10 +227,10 @@ def list_above(
         for k in range(units):
             margin = SIGMAS * np.sqrt(noise_x * length_w[k] + noise_w[k] * length_x)
             upper[k] = np.float32(row[k]) * (here * scale[k]) + bias[k] + margin
-        floor, found = np.float32(level), 0
+        found = 0
         for k in range(units):
             place[found] = k
-            found += not upper[k] < floor  # NaN is listed
+            found += not upper[k] < ZERO  # NaN is listed
         index[t, : min(found, slots)] = place[: min(found, slots)]
         index[t, min(found, slots) :] = -1
         counts[t] = found
@@ -253,7 +252,8 @@ def list_exceeding(
 ) -> None:
     """The units of rows first + [start, stop) whose pre + bias exceeds level[k], by norm, or a column by its value.
 
-    pre (rows, K r), unit after unit. counts[row] is how many there are, also where index[row] has too few places.
+    pre (rows, K r), unit after unit. counts[row] is how many there are, also where index[row] has too few places; what
+    is left of index[row] is -1, of values[row] 0.
     """
     units, slots = len(level), index.shape[1]
     size = np.empty(units, np.float32)
@@ -280,6 +280,7 @@ def list_exceeding(
             for j in range(rank):
                 values[t, i, j] = row[place[i] * rank + j] + bias[place[i] * rank + j]
         index[t, min(found, slots) :] = -1
+        values[t, min(found, slots) :] = ZERO
 
 
 @compiled

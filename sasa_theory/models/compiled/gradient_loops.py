@@ -12,7 +12,7 @@ from sasa_theory.models.compiled.compile import ZERO, compiled
 from sasa_theory.models.compiled.nuclear_loops import charge_decoder, charge_map
 
 #: what a group is charged for
-NO_CHARGE, MAP, DECODER = 0, 1, 2
+NO_CHARGE, MAP, DECODER, L1 = 0, 1, 2, 3
 
 
 @compiled
@@ -147,6 +147,22 @@ def passed(rectify: bool, c: np.float32, value: np.float32, s: np.float32) -> np
 
 
 @compiled
+def charge_l1(
+    values: ndarray, pairs: ndarray, length: np.float32, batch: int, row: ndarray, price: float, to: ndarray
+) -> float:
+    """The mean over the batch of the values times the row's length; price times its gradient by the row is added."""
+    total = 0.0
+    for p in pairs:
+        total += values[p, 0]
+    total /= batch
+    if length > 0:
+        share = np.float32(price * total / length)
+        for d in range(len(row)):
+            to[d] += share * row[d]
+    return float(total * length)
+
+
+@compiled
 def backward(
     start: int,
     stop: int,
@@ -170,13 +186,14 @@ def backward(
     fired: ndarray,
     pulled: ndarray,
 ) -> None:
-    """Gradients of mean ||residual||^2, the nuclear charge included, by the encoder's columns and the decoder's rows.
+    """Gradients of mean ||residual||^2, the charge included, by the encoder's columns and the decoder's rows.
 
     The residual of unit k is residuals[band[k]] (see decode_nested; elsewhere one for all units). With c = -2 / B:
     d/d values = c <residual, decoder row>; grad_dec = sum of c values residual; grad_enc = sum of (d/d values) x;
     sums = the same without x, the bias's gradient. Where touched[k] the sums go on from what is there, otherwise from
     zero. `charge` adds price times the nuclear norm of D_k E_k (MAP) or D_k (DECODER), of the units that are on or have
-    charged[k]; cost[k] gets the norm, fired[k] the rows on which unit k is on. `pulled` gets sums times the encoder's
+    charged[k], or times the mean of values ||d_k|| (L1, r = 1); cost[k] gets what is charged, fired[k] the rows on
+    which unit k is on. `pulled` gets sums times the encoder's
     columns added, unless it is empty: what reaches the decoder's bias through the encoder, with its sign
     turned.
     """
@@ -190,6 +207,10 @@ def backward(
             grad_dec[a:b] = ZERO
             grad_enc[a:b] = ZERO
         sums[a:b] = ZERO
+        length, pull = ZERO, ZERO
+        if charge == L1:
+            length = np.sqrt(np.sum(dec[a] * dec[a]))
+            pull = np.float32(-0.5 * price) * length  # c times this is what l1 adds to a value's gradient
         end = starts[k + 1]
         fired[k] = 0
         for p in range(starts[k], end):
@@ -210,6 +231,8 @@ def backward(
                 v0, v1, v2, v3 = flat[q0, j], flat[q1, j], flat[q2, j], flat[q3, j]
                 s0, s1, s2, s3 = ZERO, ZERO, ZERO, ZERO
                 if j + 1 == rank:
+                    if charge == L1:
+                        s0, s1, s2, s3 = pull, pull, pull, pull
                     for d in range(len(row)):
                         w = row[d]
                         s0 += e0[d] * w
@@ -260,7 +283,9 @@ def backward(
                 for d in range(len(pulled)):
                     pulled[d] += sums[i] * row[d]
         cost[k] = 0.0
-        if charge != NO_CHARGE and (fired[k] > 0 or charged[k]):
+        if charge == L1:
+            cost[k] = charge_l1(flat, pairs[starts[k] : end], length, len(x), dec[a], price, grad_dec[a])
+        elif charge != NO_CHARGE and (fired[k] > 0 or charged[k]):
             if charge == MAP:
                 cost[k] = charge_map(enc[a:b], dec[a:b], price, grad_enc[a:b], grad_dec[a:b])
             else:

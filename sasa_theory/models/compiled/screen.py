@@ -38,11 +38,11 @@ class Screen:
         self.space, self.name, self.rank = space, name, rank
 
     def int8(
-        self, x: ndarray, rows: ndarray, bias: ndarray, visitor: "Callable[[int, int, ndarray, Products], None]"
+        self, x: ndarray, rows: ndarray, bias: ndarray, visitor: "Callable[[int, int, ndarray, Products], bool | None]"
     ) -> None:
         """Show every chunk of x rows^T in int8: visitor(number of rows, the first of them, products, how to read them).
 
-        Threads take chunks by turns.
+        Threads take chunks by turns; one whose visitor answers True takes no more.
         """
         (batch, width), n = x.shape, len(rows)
         x8, w8 = self._held("x8", (batch, padded(width)), np.int8), self._held("w8", (n, padded(width)), np.int8)
@@ -54,10 +54,10 @@ class Screen:
 
         products = Products(*of_x, *of_w, np.ascontiguousarray(bias.reshape(-1, self.rank).T).ravel())
 
-        def visit(start: int, stop: int, out: Tensor, _: int) -> None:
+        def visit(start: int, stop: int, out: Tensor, _: int) -> bool | None:
             loops.quantise(start, stop, x, balance, 1, x8, *of_x)
             pre = torch._int_mm(factor[start:stop], weights, out=out)
-            visitor(stop - start, start, pre.numpy(), products)
+            return visitor(stop - start, start, pre.numpy(), products)
 
         self._in_chunks(visit, np.int32, batch, n)
 
@@ -65,23 +65,23 @@ class Screen:
         self,
         x: ndarray,
         rows: ndarray,
-        visitor: "Callable[[int, int, ndarray, int], None]",
+        visitor: "Callable[[int, int, ndarray, int], bool | None]",
         before: "Callable[[int, int], None]" = lambda start, stop: None,
     ) -> None:
         """Show every chunk of x rows^T, columns in the order of `rows`: visitor(how many, first, products, thread).
 
-        `before` may still fill the rows [start, stop) of x.
+        `before` may still fill the rows [start, stop) of x. A thread whose visitor answers True takes no more chunks.
         """
         factor, weights = torch.from_numpy(x), torch.from_numpy(rows).T
 
-        def visit(start: int, stop: int, out: Tensor, thread: int) -> None:
+        def visit(start: int, stop: int, out: Tensor, thread: int) -> bool | None:
             before(start, stop)
-            visitor(stop - start, start, torch.mm(factor[start:stop], weights, out=out).numpy(), thread)
+            return visitor(stop - start, start, torch.mm(factor[start:stop], weights, out=out).numpy(), thread)
 
         self._in_chunks(visit, np.float32, len(x), len(rows))
 
     def _in_chunks(
-        self, visit: "Callable[[int, int, Tensor, int], None]", dtype: type, batch: int, columns: int
+        self, visit: "Callable[[int, int, Tensor, int], bool | None]", dtype: type, batch: int, columns: int
     ) -> None:
         rows = min(max(ROWS, CHUNK // columns), -(-batch // torch.get_num_threads()))
         chunks = itertools.count()
@@ -90,7 +90,8 @@ class Screen:
             buffer = self.space.tensor(f"{self.name} products {thread} {dtype.__name__}", (rows, columns), dtype)
             while (start := next(chunks) * rows) < batch:
                 stop = min(start + rows, batch)
-                visit(start, stop, buffer[: stop - start], thread)
+                if visit(start, stop, buffer[: stop - start], thread):
+                    break
 
         spread(work)
 

@@ -1,7 +1,7 @@
 """Loss, gradients and update of a gated model, compiled.
 
     step = CompiledStep.of(model, optimizer)      None where the plain path has to do
-    loss = step.gradients(x, dead, scale)         the Loss of model.loss, gradients in every .grad
+    loss = step.gradients(x, dead, scale)         the Loss of model.loss, gradients in every .grad; None: as above
     step.update(clip_norm)                        what clipping, optimizer.step() and model.constrain() do
 
 The optimiser stays torch's own object: learning rate and moments are read from it and written to it, so a checkpoint
@@ -25,7 +25,12 @@ from sasa_theory.models.compiled.workspace import Workspace
 from sasa_theory.models.form import GatedForm, unchanged
 from sasa_theory.threads import split
 
-CHARGES = {None: gradient_loops.NO_CHARGE, "map": gradient_loops.MAP, "decoder": gradient_loops.DECODER}
+CHARGES = {
+    None: gradient_loops.NO_CHARGE,
+    "map": gradient_loops.MAP,
+    "decoder": gradient_loops.DECODER,
+    "l1": gradient_loops.L1,
+}
 FIXES = {
     None: update_loops.FREE,
     "rows": update_loops.UNIT_ROWS,
@@ -58,7 +63,8 @@ class CompiledStep:
         weights = [model.W_enc, model.b_enc, model.W_dec, model.b_dec]
         usable = (
             form is not None
-            and (not form.per_batch or (form.rectify and model.rank == 1))
+            and (form.choice == "row" or (form.rectify and model.rank == 1))
+            and (form.penalty != "l1" or (form.rectify and model.rank == 1))
             and (not form.prefixes or (model.rank == 1 and form.prefixes[-1] == model.n_units))
             and {id(p) for p in model.parameters()} == {id(w) for w in weights}
             and all(w.dtype == torch.float32 and w.device.type == "cpu" for w in weights)
@@ -75,10 +81,11 @@ class CompiledStep:
     @torch.no_grad()
     def gradients(
         self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0
-    ) -> Loss:
+    ) -> Loss | None:
         """The loss of a batch, as `model.loss` gives it, with its gradient in every parameter's .grad.
 
-        Codes and reconstruction lie in buffers that the next call writes over.
+        None, and no gradient, where so many units are on that the plain path is less work (`Gate.positive`); it depends
+        on batch and weights alone. Codes and reconstruction lie in buffers that the next call writes over.
         """
         model, form, space = self.model, self.form, self.space
         rows = x.contiguous().numpy()
@@ -99,9 +106,15 @@ class CompiledStep:
             else:
                 gradient_loops.decode_nested(*of, self.band, xhat, residuals, error, nested, total)
 
-        choose = self.gate.per_batch if form.per_batch else self.gate.per_row
-        work = batch * form.n_best * model.rank * model.width_in
-        chosen = choose(rows, shift, enc, bias, form.n_best, Then(decode, totals, work))
+        then = Then(decode, totals, batch * form.n_best * model.rank * model.width_in)
+        chosen: Chosen | None
+        if form.choice == "positive":
+            chosen = self.gate.positive(rows, shift, enc, bias, then)
+        else:
+            choose = self.gate.per_batch if form.choice == "batch" else self.gate.per_row
+            chosen = choose(rows, shift, enc, bias, form.n_best, then)
+        if chosen is None:
+            return None
         moved, index, values, _ = chosen
         parts = {"reconstruction": float(error.sum(dtype=np.float64)) / batch}
         if nested is not None:
@@ -114,12 +127,12 @@ class CompiledStep:
         cost, fired = space("cost", (n_units,), np.float64), space("fired", (n_units,), np.int64)
         starts, pairs = gradient_loops.by_unit(index, n_units)
         pulled = self._per_thread("pulled", np.float32)
-        price = form.price * penalty_scale
+        price = penalty_scale * (float(form.price()) if callable(form.price) else form.price)
         charge = CHARGES[form.penalty] if price > 0 else gradient_loops.NO_CHARGE
         codes = Codes(torch.from_numpy(index), torch.from_numpy(values), n_units, torch.from_numpy(fired))
         # units charged though none of these rows may use them: all, or those that another process's rows use
         charged = np.full(n_units, form.everyone)
-        if charge != gradient_loops.NO_CHARGE and not form.everyone and parallel.world_size() > 1:
+        if charge in (gradient_loops.MAP, gradient_loops.DECODER) and not form.everyone and parallel.world_size() > 1:
             here = Codes(codes.index, codes.values, n_units).counts() > 0
             charged = parallel.any_process(here).numpy()
         split(
@@ -131,7 +144,7 @@ class CompiledStep:
         if aux_sums is not None:
             grad_b_enc += aux_sums
         if form.penalty is not None:
-            parts["nuclear"] = price * float(cost.sum())
+            parts["sparsity" if form.penalty == "l1" else "nuclear"] = price * float(cost.sum())
         parts["auxiliary"] = auxiliary
 
         model.W_enc.grad, model.W_dec.grad = torch.from_numpy(grad_enc).T, torch.from_numpy(grad_dec)
@@ -139,7 +152,11 @@ class CompiledStep:
         model.b_dec.grad = torch.from_numpy(grad_b_dec)
         tensors = {name: torch.tensor(value, dtype=torch.float32) for name, value in parts.items()}
         total = torch.tensor(math.fsum(parts.values()), dtype=torch.float32)
-        state = {"smallest": torch.tensor(chosen.smallest)} if form.per_batch else {}
+        state = {}
+        if form.choice == "batch":
+            state["smallest"] = torch.tensor(chosen.smallest)
+        elif form.choice == "positive":
+            state["l0"] = codes.mean_l0()
         return Loss(total, tensors, codes, torch.from_numpy(xhat), state)
 
     def _per_thread(self, name: str, dtype: type) -> ndarray:

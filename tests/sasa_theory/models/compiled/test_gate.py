@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sasa_theory.models.codes import Codes
 from sasa_theory.models.compiled import gate as module
-from sasa_theory.models.compiled.gate import Gate
+from sasa_theory.models.compiled.gate import Chosen, Gate, Then
 from sasa_theory.models.compiled.workspace import Workspace
 
 
@@ -127,12 +127,19 @@ def test_a_value_that_is_not_finite_ends_in_the_codes_of_its_rows(
         assert np.isfinite(np.delete(values, 3, 0)).all()
 
 
+@pytest.mark.parametrize("small", [0, 1 << 18])
 @settings(deadline=None)
 @given(problems(), st.sampled_from([0.0, 0.3, 1.0, 3.0]))
 def test_the_latents_of_a_batch_are_its_largest(
-    problem: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, bool, int], guess: float
+    small: int, problem: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, bool, int], guess: float
 ) -> None:
     """Whatever level is guessed, as a multiple of the right one; with fewer positive latents than wanted too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SMALL", small)
+        check_batch(problem, guess)
+
+
+def check_batch(problem: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, bool, int], guess: float) -> None:
     x, shift, rows, bias, _, _, n_best = problem
     latents = exact(x - shift, rows, bias, 1, True)[..., 0]
     best = np.sort(latents, None)[-len(x) * min(n_best, len(rows)) :]
@@ -148,8 +155,51 @@ def test_the_latents_of_a_batch_are_its_largest(
     assert abs(smallest - (ours[0] if len(ours) else 0)) <= 1e-5 * size
 
 
-def test_the_level_looked_for_does_not_move_a_bit() -> None:
+@pytest.mark.parametrize("small", [0, 1 << 18])
+@settings(deadline=None)
+@given(problems(), st.integers(0, 40))
+def test_all_that_is_positive_is_chosen(
+    small: int, problem: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, bool, int], places: int
+) -> None:
+    """However many places a row is given first; what follows the choice sees every row once."""
+    x, shift, rows, bias, _, _, _ = problem
+    gate, totals = Gate(Workspace(), "t", 1, True), np.zeros((torch.get_num_threads(), 1))
+    gate.slots = places
+
+    def add_up(start: int, stop: int, chosen: Chosen, total: np.ndarray) -> None:
+        total += chosen.values[start:stop].sum(dtype=np.float64)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SMALL", small)
+        patch.setattr(module, "MOST", 1.0)
+        found = gate.positive(x, shift, rows, bias, Then(add_up, totals, 1 << 30))
+    assert found is not None
+    dense = Codes(torch.from_numpy(found.units), torch.from_numpy(found.values), len(rows)).dense()[..., 0]
+    right = exact(x - shift, rows, bias, 1, True)[..., 0]
+    size = np.linalg.norm(x - shift, axis=1).max() * np.linalg.norm(rows, axis=1).max() + np.abs(bias).max()
+    assert np.abs(dense.numpy() - right).max() <= 1e-5 * size
+    assert totals.sum() == pytest.approx(float(dense.double().sum()), rel=1e-9)
+    assert (found.values >= 0).all()
+
+
+@pytest.mark.parametrize("small", [0, 1 << 18])
+def test_where_much_is_positive_there_is_no_answer(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of all, or half of one row's; nothing of it depends on the batches before."""
+    monkeypatch.setattr(module, "SMALL", small)
+    x, rows, shift = normal(0, 300, 37), normal(1, 400, 37), np.zeros(37, np.float32)
+    low = np.full(400, -40, np.float32)
+    one = x.copy()
+    one[7] = 40 * rows[:200].sum(0)
+    for batch, bias, answer in ((x, low, True), (x, 0 * low, False), (one, low, False), (x, low, True)):
+        gate = Gate(Workspace(), "t", 1, True)
+        for _ in range(2):
+            assert (gate.positive(batch, shift, rows, bias) is not None) == answer
+
+
+@pytest.mark.parametrize("small", [0, 1 << 18])
+def test_the_level_looked_for_does_not_move_a_bit(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a stopped run does not remember must not change what it computes."""
+    monkeypatch.setattr(module, "SMALL", small)
     x, rows, bias = normal(0, 300, 37), normal(1, 200, 37), normal(2, 200)
     dense = []
     for level in (0.0, 0.5, 2.0):

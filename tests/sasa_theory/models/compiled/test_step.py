@@ -25,7 +25,7 @@ def cases(draw: st.DrawFn) -> tuple[SparseModel, torch.Tensor, "torch.Tensor | N
     units = draw(st.integers(1, 60 if rank < 8 else 12))
     best = draw(st.integers(1, units))
     aux = draw(st.integers(0, 9))
-    kind = draw(st.sampled_from(["sasa", "bsf", "topk", "abstopk", "batchtopk", "matryoshka"]))
+    kind = draw(st.sampled_from(["sasa", "bsf", "topk", "abstopk", "batchtopk", "matryoshka", "relu"]))
     if kind == "sasa":
         model = build(
             "sasa",
@@ -42,6 +42,9 @@ def cases(draw: st.DrawFn) -> tuple[SparseModel, torch.Tensor, "torch.Tensor | N
         )
     elif kind == "bsf":
         model = build(kind, width_in=width, n_groups=units, group_rank=rank, active_groups=best, aux_groups=aux)
+    elif kind == "relu":
+        model = build(kind, width_in=width, n_latents=units, coefficient=draw(st.sampled_from([0.0, 0.7])))
+        model.aux_latents = aux
     else:
         nested = {"prefixes": sorted(draw(st.sets(st.integers(1, units), max_size=4)))} if kind == "matryoshka" else {}
         model = build(kind, width_in=width, n_latents=units, active_latents=best, aux_latents=aux, **nested)
@@ -74,6 +77,7 @@ def close(ours: torch.Tensor, plain: torch.Tensor, size: float) -> bool:
 def gate_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways of the gate, which the number of weights would choose between."""
     monkeypatch.setattr(gate, "SMALL", 0 if request.param == "candidates" else 1 << 30)
+    monkeypatch.setattr(gate, "MOST", 1.0)  # nothing is left to the plain path
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -84,6 +88,7 @@ def test_equals_the_plain_step_in_float64(case: tuple[SparseModel, torch.Tensor,
     step = CompiledStep.of(model, adam(model))
     assert step is not None
     ours, plain = step.gradients(x, dead, scale), twin.loss(x.double(), dead, scale)
+    assert ours is not None
     plain.total.backward()
     rounded.loss(x, dead, scale).total.backward()
     chosen, right = ours.codes.dense().double(), plain.codes.dense().detach()
@@ -182,13 +187,14 @@ def test_with_ties_in_the_gate_loss_and_every_gradient_are_those_of_the_choice(
     # a tie at the gate: of equal norms (exact here), some are on and some are off
     pre = (x.double() - twin.b_dec) @ twin.W_enc
     norms = (pre.relu() if form.rectify else pre).detach().unflatten(1, (-1, model.rank)).square().sum(2)
-    ranked = norms.view(1, -1) if form.per_batch else norms
-    wanted = form.n_best * (len(x) if form.per_batch else 1)
+    ranked = norms.view(1, -1) if form.choice == "batch" else norms
+    wanted = form.n_best * (len(x) if form.choice == "batch" else 1)
     ordered = ranked.sort(dim=1, descending=True).values
     level, beyond = ordered[:, wanted - 1], ordered[:, wanted]
     assume(bool(((level == beyond) & (level > 0)).any()))
 
     ours = step.gradients(x, dead, scale)
+    assert ours is not None
     index = ours.codes.index
     assert index is not None
     on = torch.zeros(len(x), model.n_units + 1, dtype=torch.bool).scatter_(
@@ -198,7 +204,7 @@ def test_with_ties_in_the_gate_loss_and_every_gradient_are_those_of_the_choice(
     # as many as asked for, but for zeros of the batch's choice; each at least as large as any left out
     kept = norms.masked_fill(~on, 0).view_as(ranked).sort(dim=1, descending=True).values[:, :wanted]
     assert torch.equal(kept, ordered[:, :wanted])
-    assert form.per_batch or (on.sum(1) == wanted).all()
+    assert form.choice == "batch" or (on.sum(1) == wanted).all()
 
     plain = restated(twin, x.double(), on, dead, scale)
     plain.total.backward()
@@ -223,6 +229,7 @@ def test_update_equals_clipping_adam_and_post_step(
     assert step is not None
     for _ in range(2):
         loss = step.gradients(x, dead, scale)
+        assert loss is not None
         twin = copy.deepcopy(model)
         used = copy.deepcopy(optimizer.state_dict())
         parameters = [p for p in twin.parameters() if p.requires_grad]
@@ -263,4 +270,5 @@ def test_the_nuclear_norm_of_a_block_of_lower_rank_has_no_spurious_directions(wi
     step = CompiledStep.of(model, adam(model))
     assert step is not None
     ours, plain = step.gradients(x), copy.deepcopy(model).double().loss(x.double())
+    assert ours is not None
     assert float(ours.parts["nuclear"]) == pytest.approx(plain.parts["nuclear"].item(), rel=1e-6)
