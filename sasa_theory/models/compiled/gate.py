@@ -79,7 +79,7 @@ class Gate:
         self.doubted = self.rows = 0
         #: BatchTopK's last level, where the next is looked for; 0: unknown
         self.level = 0.0
-        #: places for what is positive in a row: a quarter more, and SPARE, than the last batch's fullest row had
+        #: places for what exceeds a level in a row: a quarter more, and SPARE, than the last batch's fullest row had
         self.slots = SPARE
 
     def per_row(
@@ -150,11 +150,11 @@ class Gate:
         moved, batch = self._held("shifted", x.shape), len(x)
         split(loops.subtract, batch, x, shift, moved, work=x.size)
         x = moved
-        wanted, slots = batch * n_best * parallel.world_size(), min(len(rows), 2 * n_best + 64)
+        wanted = batch * n_best * parallel.world_size()
         guesses = self._guesses(x, rows, bias, n_best)
         level = next(guesses)
         while True:
-            found = self._listed(x, rows, bias, np.full(len(rows), level, np.float32), False, slots, len(rows))
+            found = self._listed(x, rows, bias, np.full(len(rows), level, np.float32), False, self.slots, len(rows))
             assert found is not None  # every row has room for all
             listed, values = found
             flat = values.ravel()
@@ -220,9 +220,7 @@ class Gate:
                 self.screen.float32(moved, rows, visitor, before)
             if crowded:
                 return None
-            fullest = int(counts.max())
-            self.slots = fullest + fullest // 4 + SPARE
-            if fullest <= slots:
+            if self._fullest(counts) <= slots:
                 break
             if then is not None:
                 then.totals[:] = 0
@@ -274,11 +272,18 @@ class Gate:
                 self._list_candidates(x, rows, bias - level, listed, counts)
             else:
                 self.screen.float32(x, rows, visitor)
-            if (fullest := int(counts.max())) <= slots:
+            fullest = self._fullest(counts)
+            if fullest <= slots:
                 return listed, self._exact(x, rows, bias, listed) if screened else values
             if fullest > room:
                 return None
             slots = fullest
+
+    def _fullest(self, counts: ndarray) -> int:
+        """The largest of the counts, by which the next batch's rows are given their places."""
+        fullest = int(counts.max())
+        self.slots = fullest + fullest // 4 + SPARE
+        return fullest
 
     def _select(self, x: ndarray, rows: ndarray, bias: ndarray, index: ndarray, values: ndarray) -> None:
         """The choice from a float32 product itself."""
