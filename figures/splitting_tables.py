@@ -92,9 +92,10 @@ def _fit(models: dict[str, Any], where: str) -> dict[str, Any]:
     columns = ["dictionary", "explained variance", "L0 (columns)", "L0 (units)", "bits a row", "dead share"]
     note = (
         "Mean ± standard deviation over seeds. Bits: log2 C(n, active) and the fewest a coefficient needs. Last "
-        "column: unexplained variance at the end over that where the learning rate began to fall; well below 1: "
-        "training was not at its plateau. K-lines and K-subspaces have one active unit on rows with one feature. "
-        "Groups and references have the same runs under all budgets. Off budget: measured L0 further than "
+        "column: unexplained variance at the end over that where the learning rate began to fall; a smaller rate alone "
+        "brings some of it: what more steps bring is shown by 'Length of training'. K-lines and K-subspaces have one "
+        "active unit on rows with one feature. Groups and references have the same runs under all budgets. Off budget: "
+        "measured L0 further than "
         f"{OFF:.0%} from the one asked for."
     )
     return table(f"Fit: {where}", [*columns, "features counted", "late change"], rows, note)
