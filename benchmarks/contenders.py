@@ -373,4 +373,4 @@ ARCHITECTURES = {
 }
 ARCHITECTURES["sasa"] += ("published", "restated")
 #: ours whose codes are never a dense (B, K r) tensor
-SPARSE = (*OURS[:6], "bsf", "grassmannian", "relu")
+SPARSE = (*OURS[:6], "bsf", "grassmannian", "relu", "jumprelu")

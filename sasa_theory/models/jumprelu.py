@@ -26,6 +26,7 @@ from sasa_theory.models.auxiliary import auxiliary_loss
 from sasa_theory.models.base import Loss, SparseModel, reconstruction_error, require_number, unit_rows_
 from sasa_theory.models.batchtopk import gated_by
 from sasa_theory.models.codes import Codes
+from sasa_theory.models.form import WINDOW, GatedForm, Jump
 from sasa_theory.models.gate import units_above
 from sasa_theory.models.registry import architectures
 
@@ -126,12 +127,12 @@ class JumpReLU(SparseModel):
         self.bandwidth.fill_(spread / 2 if bandwidth is None else bandwidth)
         self.coefficient.fill_(weight if coefficient is None else coefficient)
 
-    def _penalty(self, l0: "Float[Tensor, '']") -> "Float[Tensor, '']":
+    def charge(self, l0: "Float[Tensor, '']") -> "tuple[Float[Tensor, ''], Float[Tensor, '']]":
+        """The penalty on L0 (told a target, that of the joint batch) and its derivative."""
         if self.target_l0 is None:
-            return self.coefficient * l0
-        # L0 of the joint batch; the difference is 0 and carries this process's share of the gradient
-        off = parallel.mean(l0.detach()) / self.target_l0 - 1
-        return self.coefficient * (off**2 + 2 * off * (l0 - l0.detach()) / self.target_l0)
+            return self.coefficient * l0, self.coefficient
+        off = parallel.mean(l0) / self.target_l0 - 1
+        return self.coefficient * off**2, 2 * self.coefficient * off / self.target_l0
 
     @property
     def threshold(self) -> "Float[Tensor, ' K']":
@@ -145,8 +146,8 @@ class JumpReLU(SparseModel):
     def loss(
         self, x: "Float[Tensor, 'B D']", dead: "Bool[Tensor, ' K'] | None" = None, penalty_scale: float = 1.0
     ) -> Loss:
-        # whatever is on or in the window, and a little more, as the window is looked at again
-        lowest = (self.threshold - (0.5 + 1e-3) * self.bandwidth).detach()
+        # whatever is on or in the window
+        lowest = (self.threshold - WINDOW * self.bandwidth).detach()
         found = units_above(x, self.W_enc, self.b_enc, self.b_dec, 1, lowest)
         pre, theta = found.values[..., 0], found.of_units(self.threshold)
         on = _Step.apply(pre, theta, self.bandwidth)
@@ -155,12 +156,19 @@ class JumpReLU(SparseModel):
         codes = found.holding(value[..., None]).counted()
         xhat = self.decode(codes)
         l0 = on.sum() / codes.batch
+        penalty, slope = self.charge(l0.detach())
         parts = {
             "reconstruction": reconstruction_error(x, xhat),
-            "sparsity": penalty_scale * self._penalty(l0),
+            # the difference is 0 and carries the gradient
+            "sparsity": penalty_scale * (penalty + slope * (l0 - l0.detach())),
             "auxiliary": auxiliary_loss(self, x, xhat, dead, self.aux_latents, signed=False),
         }
         return Loss(torch.stack(list(parts.values())).sum(), parts, codes, xhat)
+
+    def gated_form(self) -> GatedForm | None:
+        """Everything above its threshold, with unit decoder rows."""
+        jump = Jump(self.log_threshold, self.bandwidth, self.charge)
+        return GatedForm(0, True, self.aux_latents, "rows", choice="level", jump=jump)
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """SAELens "jumprelu"."""

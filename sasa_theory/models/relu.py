@@ -63,7 +63,7 @@ class ReLU(SparseModel):
 
     def gated_form(self) -> GatedForm | None:
         """Everything positive, charged by l1, with unit decoder rows."""
-        return GatedForm(0, True, self.aux_latents, "rows", "l1", self.coefficient, choice="positive")
+        return GatedForm(0, True, self.aux_latents, "rows", "l1", self.coefficient, choice="level")
 
     def post_step(self, loss: Loss) -> None:
         """Unit decoder rows; one move of the coefficient."""

@@ -36,7 +36,7 @@ def worth_recording(model: SparseModel, batch_size: int, device: torch.device) -
     """
     work = batch_size * model.width_in * model.n_units * model.rank
     form = model.gated_form()
-    known = unchanged(type(model)) and form is not None and form.choice != "positive"
+    known = unchanged(type(model)) and form is not None and form.choice != "level"
     return device.type == "cuda" and parallel.world_size() == 1 and known and work <= SMALL_STEP
 
 

@@ -7,7 +7,7 @@ touches each row's units that are on: decode, and, unit by unit while its blocks
 the nuclear norm's; then clipping, Adam and the gauge in one pass over the weights.
 
     screen.py       every product, in int8 or float32, chunk by chunk (models/rounding.py: how far off int8 may be)
-    gate.py         which units win                          loops: gate_loops.py, best_loops.py
+    gate.py         which units win                          loops: gate_loops.py, best_loops.py, level_loops.py
     step.py         loss, gradients, update                  loops: gradient_loops.py, nuclear_loops.py, update_loops.py
     compile.py      how the loops are compiled
     workspace.py    buffers that live from step to step

@@ -10,8 +10,8 @@ BatchTopK chooses one level for all rows. A guess of it (the last batch's, or a 
 the product lists the latents that lie above it, or may, and their exact values give the level. If that is above the
 guess, nothing unlisted can be above it; else the guess was too high, and is lowered.
 
-An l1 autoencoder takes all that is positive, which its product lists in the same way. Where that is much, dense
-products are less work: there is no answer then.
+An l1 autoencoder takes all that is positive, JumpReLU all that exceeds a threshold, which the product lists in the same
+way. Where that is much, dense products are less work: there is no answer then.
 """
 
 import math
@@ -20,14 +20,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from sasa_theory import parallel
 from sasa_theory.models.compiled import gate_loops as loops
+from sasa_theory.models.compiled import level_loops
 from sasa_theory.models.compiled.gradient_loops import by_unit
 from sasa_theory.models.compiled.screen import Products, Screen
 from sasa_theory.models.compiled.workspace import Workspace
+from sasa_theory.models.form import WINDOW
 from sasa_theory.models.rounding import int8_is_faster
 from sasa_theory.threads import split
 
@@ -37,7 +39,7 @@ SPARE = 16
 SMALL = 1 << 18
 #: rows whose products give BatchTopK's first guess, the surplus it aims at, and where it starts below a known level
 SAMPLE, SURPLUS, BELOW = 64, 1.25, 0.95
-#: share of positive coefficients above which plain dense products are less work, and times that in one row. A step with
+#: share of the coefficients above which plain dense products are less work, and times that in one row. A step with
 #: a quarter on took .7, .9 and .8 of the dense step's time at D = 64, 192, 768; with a third .7, 1.0 and 1.1
 MOST, ROOM = 1 / 4, 2
 
@@ -45,13 +47,22 @@ MOST, ROOM = 1 / 4, 2
 class Chosen(NamedTuple):
     """x - shift (B, D); the units on (B, m), -1 in an empty slot; their coefficients (B, m, r).
 
-    Of BatchTopK also the smallest value that is on, 0 if there is none.
+    Of BatchTopK also the smallest value that is on, 0 if there is none; of JumpReLU which coefficients lay in their
+    threshold's window.
     """
 
     x: "Float[ndarray, 'B D']"
     units: "Int[ndarray, 'B m']"
     values: "Float[ndarray, 'B m r']"
     smallest: float = 0.0
+    near: "Bool[ndarray, 'B m'] | None" = None
+
+
+class Thresholds(NamedTuple):
+    """theta (K,), and the window around it."""
+
+    theta: "Float[ndarray, ' K']"
+    bandwidth: float
 
 
 class Then(NamedTuple):
@@ -175,17 +186,26 @@ class Gate:
             split(then.call, batch, chosen, own=then.totals, work=then.work)
         return chosen
 
-    def positive(
-        self, x: ndarray, shift: ndarray, rows: ndarray, bias: ndarray, then: "Then | None" = None
+    def exceeding(
+        self,
+        x: ndarray,
+        shift: ndarray,
+        rows: ndarray,
+        bias: ndarray,
+        jump: "Thresholds | None" = None,
+        then: "Then | None" = None,
     ) -> "Chosen | None":
         """For each row every unit (r = 1) of positive (x - shift) rows^T + bias, and `then`; None where these are many.
 
-        Many are more than MOST of the units in the rows of a chunk, or ROOM times that in one. Some of the units may
-        have the coefficient 0: int8 could not rule them out.
+        With `jump` those of p = that > theta, and with the coefficient 0 those in the window below it. Many are more
+        than MOST of the units in the rows of a chunk, or ROOM times that in one. Units that int8 could not rule out
+        have the coefficient 0 too.
         """
         moved, counts = self._held("shifted", x.shape), self._held("counts", (len(x),), np.int64)
-        n_units, zero = len(rows), np.zeros(len(rows), np.float32)
-        screened = screens(rows)
+        n_units, screened = len(rows), screens(rows)
+        level = np.zeros(n_units, np.float32)
+        if jump is not None:
+            level = jump.theta - np.float32(WINDOW * jump.bandwidth)
         if screened:
             split(loops.subtract, len(x), x, shift, moved, work=x.size)
         crowded: list[int] = []
@@ -199,36 +219,39 @@ class Gate:
         def before(start: int, stop: int) -> None:
             loops.subtract(start, stop, x, shift, moved)
 
+        def follow(start: int, stop: int, chosen: Chosen, total: ndarray) -> None:
+            if jump is not None:
+                level_loops.jump(start, stop, chosen.units, chosen.values, *jump, chosen.near)
+            if then is not None:
+                then.call(start, stop, chosen, total)
+
+        totals = np.empty(torch.get_num_threads()) if then is None else then.totals
         while True:
             slots = min(n_units, self.slots)
             index, values = self._held("listed", (len(x), slots), np.int64), self._held("found", (len(x), slots, 1))
-            chosen = Chosen(moved, index, values)
+            near = None if jump is None else self._held("near", index.shape, np.bool_)
+            chosen = Chosen(moved, index, values, near=near)
 
-            def visitor(
-                count: int, first: int, pre: ndarray, thread: int, index: ndarray = index, chosen: Chosen = chosen
-            ) -> bool:
-                loops.list_exceeding(0, count, first, pre, bias, zero, 1, False, index, chosen.values, counts)
+            def visitor(count: int, first: int, pre: ndarray, thread: int, chosen: Chosen = chosen) -> bool:
+                listed = chosen.units, chosen.values, counts
+                level_loops.list_exceeding(0, count, first, pre, bias, level, 1, False, *listed)
                 if many(first, count):
                     return True
-                if then is not None:
-                    then.call(first, first + count, chosen, then.totals[thread])
+                follow(first, first + count, chosen, totals[thread])
                 return False
 
             if screened:
-                self._list_candidates(moved, rows, bias, index, counts, many)
+                self._list_candidates(moved, rows, bias - level, index, counts, many)
             else:
                 self.screen.float32(moved, rows, visitor, before)
             if crowded:
                 return None
             if self._fullest(counts) <= slots:
                 break
-            if then is not None:
-                then.totals[:] = 0
+            totals[:] = 0
         if screened:
-            chosen = Chosen(moved, index, self._exact(moved, rows, bias, index))
-            chosen.values[index < 0] = 0
-            if then is not None:
-                split(then.call, len(x), chosen, own=then.totals, work=int(counts.sum()) * x.shape[1])
+            self._exact(moved, rows, bias, index)[index < 0] = 0
+            split(follow, len(x), chosen, own=totals, work=int(counts.sum()) * x.shape[1])
         return chosen
 
     def above(
@@ -266,7 +289,9 @@ class Gate:
             def visitor(
                 count: int, first: int, pre: ndarray, _: int, listed: ndarray = listed, values: ndarray = values
             ) -> None:
-                loops.list_exceeding(0, count, first, pre, bias, level, self.rank, by_norm, listed, values, counts)
+                level_loops.list_exceeding(
+                    0, count, first, pre, bias, level, self.rank, by_norm, listed, values, counts
+                )
 
             if screened:
                 self._list_candidates(x, rows, bias - level, listed, counts)
@@ -305,7 +330,7 @@ class Gate:
         """List what may be positive, and how many that are in each row; enough(first, count) ends it."""
 
         def visitor(count: int, first: int, pre: ndarray, products: Products) -> bool:
-            loops.list_candidates(0, count, first, pre, *products, listed, counts)
+            level_loops.list_candidates(0, count, first, pre, *products, listed, counts)
             return enough(first, count)
 
         self.screen.int8(x, rows, bias, visitor)

@@ -163,6 +163,33 @@ def charge_l1(
 
 
 @compiled
+def at_thresholds(
+    start: int,
+    stop: int,
+    starts: ndarray,
+    pairs: ndarray,
+    near: ndarray,
+    residual: ndarray,
+    dec: ndarray,
+    met: ndarray,
+    count: ndarray,
+) -> None:
+    """Of the pairs of each unit k in its threshold's window: met[k], the sum of <residual, row k>; their number."""
+    slots = near.shape[1]
+    for k in range(start, stop):
+        met[k], count[k] = 0.0, 0
+        row = dec[k]
+        for p in range(starts[k], starts[k + 1]):
+            t, i = pairs[p] // slots, pairs[p] % slots
+            if near[t, i]:
+                here, inner = residual[t], ZERO
+                for d in range(len(row)):
+                    inner += here[d] * row[d]
+                met[k] += inner
+                count[k] += 1
+
+
+@compiled
 def backward(
     start: int,
     stop: int,

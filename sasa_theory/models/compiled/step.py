@@ -20,7 +20,7 @@ from sasa_theory import parallel
 from sasa_theory.models.base import Loss, SparseModel
 from sasa_theory.models.codes import Codes
 from sasa_theory.models.compiled import gradient_loops, update_loops
-from sasa_theory.models.compiled.gate import Chosen, Gate, Then, even
+from sasa_theory.models.compiled.gate import Chosen, Gate, Then, Thresholds, even
 from sasa_theory.models.compiled.workspace import Workspace
 from sasa_theory.models.form import GatedForm, unchanged
 from sasa_theory.threads import split
@@ -45,7 +45,8 @@ class CompiledStep:
     def __init__(self, model: SparseModel, form: GatedForm, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.form, self.optimizer = model, form, optimizer
         self.space = Workspace()
-        self.gate = Gate(self.space, "main", model.rank, form.rectify)
+        #: what follows a threshold decides itself what counts as 0
+        self.gate = Gate(self.space, "main", model.rank, form.rectify and form.jump is None)
         self.aux_gate = Gate(self.space, "aux", model.rank, form.rectify)
         #: the smallest of the nested dictionaries that a unit is in; 0 where there is one
         self.band = np.searchsorted(np.array(form.prefixes), np.arange(model.n_units), side="right")
@@ -60,11 +61,12 @@ class CompiledStep:
         stored column by column, and Adam or AdamW as torch defines them.
         """
         form = model.gated_form() if unchanged(type(model)) else None
-        weights = [model.W_enc, model.b_enc, model.W_dec, model.b_dec]
+        weights = [model.W_enc, model.W_dec, *_vectors(model, form)]
         usable = (
             form is not None
             and (form.choice == "row" or (form.rectify and model.rank == 1))
             and (form.penalty != "l1" or (form.rectify and model.rank == 1))
+            and (form.jump is None or form.choice == "level")
             and (not form.prefixes or (model.rank == 1 and form.prefixes[-1] == model.n_units))
             and {id(p) for p in model.parameters()} == {id(w) for w in weights}
             and all(w.dtype == torch.float32 and w.device.type == "cpu" for w in weights)
@@ -108,14 +110,14 @@ class CompiledStep:
 
         then = Then(decode, totals, batch * form.n_best * model.rank * model.width_in)
         chosen: Chosen | None
-        if form.choice == "positive":
-            chosen = self.gate.positive(rows, shift, enc, bias, then)
+        if form.choice == "level":
+            chosen = self.gate.exceeding(rows, shift, enc, bias, self._thresholds(), then)
         else:
             choose = self.gate.per_batch if form.choice == "batch" else self.gate.per_row
             chosen = choose(rows, shift, enc, bias, form.n_best, then)
         if chosen is None:
             return None
-        moved, index, values, _ = chosen
+        moved, index, values, _, near = chosen
         parts = {"reconstruction": float(error.sum(dtype=np.float64)) / batch}
         if nested is not None:
             parts["nested"] = float(nested.sum(dtype=np.float64)) / batch
@@ -145,6 +147,8 @@ class CompiledStep:
             grad_b_enc += aux_sums
         if form.penalty is not None:
             parts["sparsity" if form.penalty == "l1" else "nuclear"] = price * float(cost.sum())
+        if near is not None:
+            parts["sparsity"] = self._jump(codes, starts, pairs, near, residual, penalty_scale)
         parts["auxiliary"] = auxiliary
 
         model.W_enc.grad, model.W_dec.grad = torch.from_numpy(grad_enc).T, torch.from_numpy(grad_dec)
@@ -155,9 +159,29 @@ class CompiledStep:
         state = {}
         if form.choice == "batch":
             state["smallest"] = torch.tensor(chosen.smallest)
-        elif form.choice == "positive":
+        elif form.choice == "level":
             state["l0"] = codes.mean_l0()
         return Loss(total, tensors, codes, torch.from_numpy(xhat), state)
+
+    def _thresholds(self) -> Thresholds | None:
+        jump = self.form.jump
+        return None if jump is None else Thresholds(jump.log_threshold.exp().numpy(), float(jump.bandwidth))
+
+    def _jump(
+        self, codes: Codes, starts: ndarray, pairs: ndarray, near: ndarray, residual: ndarray, scale: float
+    ) -> float:
+        """The penalty on L0, and the gradient of the thresholds: by the codes in their windows and by that penalty."""
+        jump, at = self.form.jump, self._thresholds()
+        assert jump is not None and at is not None
+        penalty, slope = jump.charge(codes.mean_l0().float())
+        met, count = self.space("met", at.theta.shape, np.float64), self.space("near count", at.theta.shape, np.int64)
+        split(
+            gradient_loops.at_thresholds, len(met), starts, pairs, near, residual, self.model.W_dec.numpy(), met, count,
+            cuts=even(starts), work=len(pairs) * self.model.width_in,
+        )  # fmt: skip
+        by_theta = (2 * at.theta * met - scale * float(slope) * count) / (len(residual) * at.bandwidth)
+        jump.log_threshold.grad = torch.from_numpy((at.theta * by_theta).astype(np.float32))
+        return scale * float(penalty)
 
     def _per_thread(self, name: str, dtype: type) -> ndarray:
         """Zeros, a row (D,) for every thread."""
@@ -193,7 +217,7 @@ class CompiledStep:
 
         work = len(residual) * n_best * model.rank * model.width_in
         then = Then(decode, self._per_thread("aux totals", np.float64), work)
-        _, place, values, _ = self.aux_gate.per_row(residual, None, own, bias[columns], n_best, then)
+        _, place, values, *_ = self.aux_gate.per_row(residual, None, own, bias[columns], n_best, then)
         index = which[place]
         starts, pairs = gradient_loops.by_unit(index, model.n_units)
         sums, cost = space("aux sums", bias.shape), space("cost", (model.n_units,), np.float64)
@@ -217,11 +241,11 @@ class CompiledStep:
     def update(self, clip_norm: float | None) -> None:
         """Clip the gradient to `clip_norm`, step Adam, apply the model's constraint: one pass over the weights."""
         model, space = self.model, self.space
-        given = [p for p in (model.W_enc, model.b_enc, model.W_dec, model.b_dec) if p.grad is not None]
+        vectors = [p for p in _vectors(model, self.form) if p.grad is not None]
         share = 1.0
         if clip_norm is not None:
             share = min(1.0, clip_norm / (self._norm() + 1e-6))
-        moments = {id(p): self._moments(p) for p in given}
+        moments = {id(p): self._moments(p) for p in (model.W_enc, model.W_dec, *vectors)}
         rate = self._rate(share)
         size = space("size", (model.n_units,))
         enc, dec = model.W_enc.T.numpy(), model.W_dec.numpy()
@@ -231,9 +255,8 @@ class CompiledStep:
             update_loops.update, model.n_units, rate, model.rank, fix, dec, grad_dec, *moments[id(model.W_dec)],
             enc, grad_enc, *moments[id(model.W_enc)], size, work=4 * enc.size,
         )  # fmt: skip
-        for bias in (model.b_enc, model.b_dec):
-            if bias.grad is not None:
-                update_loops.adam(rate, bias.numpy(), bias.grad.numpy(), *moments[id(bias)])
+        for vector in vectors:
+            update_loops.adam(rate, vector.numpy(), _grad(vector).numpy(), *moments[id(vector)])
         if fix == update_loops.GAUGE:
             by_unit = model.b_enc.numpy().reshape(model.n_units, model.rank)
             by_unit *= size[:, None]
@@ -244,8 +267,8 @@ class CompiledStep:
         enc, dec = _grad(model.W_enc).T.numpy(), _grad(model.W_dec).numpy()
         squares = self.space("squares", (len(dec),), np.float64)
         split(update_loops.square, len(dec), enc, dec, squares, work=2 * dec.size)
-        biases = [bias.grad.numpy() for bias in (model.b_enc, model.b_dec) if bias.grad is not None]
-        return math.sqrt(float(squares.sum()) + sum(float(grad @ grad) for grad in biases))
+        vectors = [p.grad.numpy() for p in _vectors(model, self.form) if p.grad is not None]
+        return math.sqrt(float(squares.sum()) + sum(float(grad @ grad) for grad in vectors))
 
     def _moments(self, p: Tensor) -> tuple[ndarray, ndarray]:
         """Both moments of p in the optimiser's state, where one more step is counted."""
@@ -266,6 +289,15 @@ class CompiledStep:
         t = float(self.optimizer.state[self.model.W_dec]["step"])
         lr, corrected = group["lr"] / (1 - beta1**t), 1 / math.sqrt(1 - beta2**t)
         return np.array([share, lr, beta1, beta2, corrected, group["eps"], 1 - group["lr"] * decay], np.float32)
+
+
+def _vectors(model: SparseModel, form: GatedForm | None) -> list[Tensor]:
+    """All that is trained beside the two weights."""
+    return [
+        model.b_enc,
+        model.b_dec,
+        *([form.jump.log_threshold] if form is not None and form.jump is not None else []),
+    ]
 
 
 def _grad(p: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sasa_theory.models.codes import Codes
 from sasa_theory.models.compiled import gate as module
-from sasa_theory.models.compiled.gate import Chosen, Gate, Then
+from sasa_theory.models.compiled.gate import Chosen, Gate, Then, Thresholds
 from sasa_theory.models.compiled.workspace import Workspace
 
 
@@ -54,7 +54,7 @@ def test_the_units_are_those_of_largest_exact_norm(
 def check_choice(
     x: np.ndarray, shift: np.ndarray, rows: np.ndarray, bias: np.ndarray, rank: int, rectify: bool, n_best: int
 ) -> None:
-    moved, index, values, _ = Gate(Workspace(), "t", rank, rectify).per_row(x, shift, rows, bias, n_best)
+    moved, index, values, *_ = Gate(Workspace(), "t", rank, rectify).per_row(x, shift, rows, bias, n_best)
     assert np.array_equal(moved, x - shift)
     coefficients = exact(moved, rows, bias, rank, rectify)
     norms = np.linalg.norm(coefficients, axis=2)
@@ -83,7 +83,7 @@ def test_rows_in_doubt_are_listed_again(seed: int, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "SPARE", -15)  # 3 s - 15: too few for the near ties
     x, rows, bias = crowded(seed)
     gate = Gate(Workspace(), "t", 1, False)
-    _, index, _, _ = gate.per_row(x, None, rows, bias, 9)
+    index = gate.per_row(x, None, rows, bias, 9).units
     norms = np.abs(exact(x, rows, bias, 1, False))[..., 0]
     best = np.sort(norms, 1)[:, -9:]
     assert 0 < gate.doubted < gate.rows == len(x)
@@ -120,7 +120,7 @@ def test_a_value_that_is_not_finite_ends_in_the_codes_of_its_rows(
     monkeypatch.setattr(module, "SMALL", small)
     x, rows, bias = normal(0, 50, 9), normal(1, 40, 9), normal(2, 40)
     (x if place == "row" else rows)[3, 4] = value
-    _, index, values, _ = Gate(Workspace(), "t", 2, False).per_row(x, None, rows, bias, 3)
+    _, index, values, *_ = Gate(Workspace(), "t", 2, False).per_row(x, None, rows, bias, 3)
     assert ((index >= 0) & (index < 20)).all()
     assert not np.isfinite(values[3] if place == "row" else values).all()
     if place == "row":
@@ -145,7 +145,7 @@ def check_batch(problem: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, i
     best = np.sort(latents, None)[-len(x) * min(n_best, len(rows)) :]
     gate = Gate(Workspace(), "t", 1, True)
     gate.level = guess * float(best[0])
-    _, index, values, smallest = gate.per_batch(x, shift, rows, bias, n_best)
+    _, index, values, smallest, _ = gate.per_batch(x, shift, rows, bias, n_best)
     chosen = np.take_along_axis(latents, index.clip(0), 1) * (index >= 0)
     size = np.linalg.norm(x - shift, axis=1).max() * np.linalg.norm(rows, axis=1).max() + np.abs(bias).max()
     assert np.abs(values[..., 0] - chosen).max(initial=0) <= 1e-5 * size
@@ -172,7 +172,7 @@ def test_all_that_is_positive_is_chosen(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SMALL", small)
         patch.setattr(module, "MOST", 1.0)
-        found = gate.positive(x, shift, rows, bias, Then(add_up, totals, 1 << 30))
+        found = gate.exceeding(x, shift, rows, bias, then=Then(add_up, totals, 1 << 30))
     assert found is not None
     dense = Codes(torch.from_numpy(found.units), torch.from_numpy(found.values), len(rows)).dense()[..., 0]
     right = exact(x - shift, rows, bias, 1, True)[..., 0]
@@ -180,6 +180,35 @@ def test_all_that_is_positive_is_chosen(
     assert np.abs(dense.numpy() - right).max() <= 1e-5 * size
     assert totals.sum() == pytest.approx(float(dense.double().sum()), rel=1e-9)
     assert (found.values >= 0).all()
+
+
+@pytest.mark.parametrize("small", [0, 1 << 18])
+@settings(deadline=None)
+@given(problems(), st.integers(0, 2**31), st.floats(0.01, 5.0))
+def test_thresholds_leave_what_exceeds_them_and_mark_their_window(
+    small: int, problem: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, bool, int], seed: int, width: float
+) -> None:
+    x, shift, rows, bias, _, _, _ = problem
+    size = np.linalg.norm(x - shift, axis=1).max() * np.linalg.norm(rows, axis=1).max() + np.abs(bias).max()
+    jump = Thresholds(np.exp(normal(seed, len(rows))), width)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SMALL", small)
+        patch.setattr(module, "MOST", 1.0)
+        found = Gate(Workspace(), "t", 1, False).exceeding(x, shift, rows, bias, jump)
+    assert found is not None
+    assert found.near is not None
+    pre = (x - shift).astype(np.float64) @ rows.T.astype(np.float64) + bias
+    near, values = np.zeros(pre.shape, np.bool_), np.zeros(pre.shape)
+    row, slot = (found.units >= 0).nonzero()
+    near[row, found.units[row, slot]] = found.near[row, slot]
+    values[row, found.units[row, slot]] = found.values[row, slot, 0]
+    assert not found.near[found.units < 0].any()
+    assert not found.values[found.units < 0].any()
+    # what float32 cannot decide is left out
+    sure = np.abs(pre - jump.theta) > 1e-5 * size
+    assert np.abs(values - pre * (pre > jump.theta))[sure].max(initial=0) <= 1e-5 * size
+    edge = np.abs(np.abs(pre - jump.theta) - width / 2) <= 1e-5 * size
+    assert np.array_equal(near[~edge], (np.abs(pre - jump.theta) < width / 2)[~edge])
 
 
 @pytest.mark.parametrize("small", [0, 1 << 18])
@@ -193,7 +222,7 @@ def test_where_much_is_positive_there_is_no_answer(small: int, monkeypatch: pyte
     for batch, bias, answer in ((x, low, True), (x, 0 * low, False), (one, low, False), (x, low, True)):
         gate = Gate(Workspace(), "t", 1, True)
         for _ in range(2):
-            assert (gate.positive(batch, shift, rows, bias) is not None) == answer
+            assert (gate.exceeding(batch, shift, rows, bias) is not None) == answer
 
 
 @pytest.mark.parametrize("small", [0, 1 << 18])
@@ -205,7 +234,7 @@ def test_the_level_looked_for_does_not_move_a_bit(small: int, monkeypatch: pytes
     for level in (0.0, 0.5, 2.0):
         gate = Gate(Workspace(), "t", 1, True)
         gate.level = level
-        _, index, values, _ = gate.per_batch(x, np.zeros(37, np.float32), rows, bias, 5)
+        _, index, values, *_ = gate.per_batch(x, np.zeros(37, np.float32), rows, bias, 5)
         dense.append(Codes(torch.from_numpy(index), torch.from_numpy(values), 200).dense())
     assert torch.equal(dense[0], dense[1])
     assert torch.equal(dense[0], dense[2])

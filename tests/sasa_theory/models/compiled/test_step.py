@@ -12,6 +12,7 @@ from sasa_theory.models.base import Loss, SparseModel
 from sasa_theory.models.codes import Codes
 from sasa_theory.models.compiled import gate
 from sasa_theory.models.compiled.step import CompiledStep
+from sasa_theory.models.jumprelu import JumpReLU
 
 RTOL = 1e-5
 #: the large ones with few units
@@ -25,7 +26,7 @@ def cases(draw: st.DrawFn) -> tuple[SparseModel, torch.Tensor, "torch.Tensor | N
     units = draw(st.integers(1, 60 if rank < 8 else 12))
     best = draw(st.integers(1, units))
     aux = draw(st.integers(0, 9))
-    kind = draw(st.sampled_from(["sasa", "bsf", "topk", "abstopk", "batchtopk", "matryoshka", "relu"]))
+    kind = draw(st.sampled_from(["sasa", "bsf", "topk", "abstopk", "batchtopk", "matryoshka", "relu", "jumprelu"]))
     if kind == "sasa":
         model = build(
             "sasa",
@@ -45,6 +46,12 @@ def cases(draw: st.DrawFn) -> tuple[SparseModel, torch.Tensor, "torch.Tensor | N
     elif kind == "relu":
         model = build(kind, width_in=width, n_latents=units, coefficient=draw(st.sampled_from([0.0, 0.7])))
         model.aux_latents = aux
+    elif kind == "jumprelu":
+        held = {
+            "target_l0": draw(st.sampled_from([None, 0.3 * units])),
+            "coefficient": draw(st.sampled_from([0.1, 0.7])),
+        }
+        model = build(kind, width_in=width, n_latents=units, aux_latents=aux, **held)
     else:
         nested = {"prefixes": sorted(draw(st.sets(st.integers(1, units), max_size=4)))} if kind == "matryoshka" else {}
         model = build(kind, width_in=width, n_latents=units, active_latents=best, aux_latents=aux, **nested)
@@ -54,11 +61,19 @@ def cases(draw: st.DrawFn) -> tuple[SparseModel, torch.Tensor, "torch.Tensor | N
         model.W_enc.copy_(normal(*model.W_enc.shape))
         model.W_dec.copy_(normal(*model.W_dec.shape))
         model.b_dec.copy_(normal(width))
+        if isinstance(model, JumpReLU):
+            model.log_threshold.copy_(normal(units))
+            model.bandwidth.fill_(draw(st.sampled_from([0.2, 2.0])))
         if model.b_enc.requires_grad:
             model.b_enc.copy_(0.3 * normal(len(model.b_enc)))
     spread = torch.exp(draw(st.sampled_from([0.0, 2.0])) * normal(width))
     x = normal(draw(st.integers(1, 70)), width) * spread + normal(width)
     dead = torch.rand(units, generator=generator) < 0.4 if draw(st.booleans()) else None
+    if isinstance(model, JumpReLU):  # float32 may not decide what lies on a threshold, or on the edge of its window
+        with torch.no_grad():
+            above = copy.deepcopy(model).double().pre_activations(x.double()) - model.threshold.double()
+            edges = torch.stack([above, above - model.bandwidth / 2, above + model.bandwidth / 2]).abs()
+            assume(float(edges.min()) > 1e-6 * (1 + float(x.abs().max())))
     return model, x, dead, draw(st.sampled_from([1.0, 0.25]))
 
 
