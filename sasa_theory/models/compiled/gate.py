@@ -250,7 +250,8 @@ class Gate:
                 break
             totals[:] = 0
         if screened:
-            self._exact(moved, rows, bias, index)[index < 0] = 0
+            chosen = chosen._replace(values=self._exact(moved, rows, bias, index))
+            chosen.values[index < 0] = 0
             split(follow, len(x), chosen, own=totals, work=int(counts.sum()) * x.shape[1])
         return chosen
 
