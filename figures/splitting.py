@@ -16,6 +16,7 @@ reader should know:
   a dictionary that drops the large features looks frugal.
 - A dictionary that is not at its plateau may look as if its counts grew exponentially. So the first seed is trained for
   other lengths too (matched columns, `Study.lengths`), and the finding says whether its conclusion stays.
+- Learning rates and SASA's coefficient were searched with 1,600 steps, for all alike.
 - Dictionaries that are steered to their L0 and miss it by more than 15 % are marked and no part of a finding.
 - SASA and the featurizers have a group of 16 columns for each feature that is on, under all budgets; a group that holds
   a feature of dimension 1 pays for 16 coefficients in L0 and in bits.

@@ -65,6 +65,7 @@ def unchanged(kind: type) -> bool:
         "pre_activations",
         "training_rows",
         "charge",
+        "threshold",
     )
     owner = next(base for base in kind.__mro__ if "gated_form" in vars(base))
     return all(getattr(kind, name, None) is getattr(owner, name, None) for name in said)

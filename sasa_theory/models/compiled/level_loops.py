@@ -96,11 +96,14 @@ def list_exceeding(
 def jump(
     start: int, stop: int, index: ndarray, values: ndarray, theta: ndarray, bandwidth: float, near: ndarray
 ) -> None:
-    """near: which values (B, m, 1) lie within half a bandwidth of their unit's theta; those not above it become 0."""
+    """near: which values (B, m, 1) lie within half a bandwidth of their unit's theta; those not above it become 0.
+
+    Where theta is NaN they become NaN, for the loss to see.
+    """
     half = np.float32(bandwidth / 2)
     for t in range(start, stop):
         for i in range(index.shape[1]):
             unit = index[t, i]
             near[t, i] = unit >= 0 and abs(values[t, i, 0] - theta[unit]) < half
-            if unit >= 0 and values[t, i, 0] <= theta[unit]:
-                values[t, i, 0] = ZERO
+            if unit >= 0 and not values[t, i, 0] > theta[unit]:
+                values[t, i, 0] = values[t, i, 0] * ZERO + theta[unit] * ZERO  # 0 but for NaN

@@ -86,8 +86,9 @@ class CompiledStep:
     ) -> Loss | None:
         """The loss of a batch, as `model.loss` gives it, with its gradient in every parameter's .grad.
 
-        None, and no gradient, where so many units are on that the plain path is less work (`Gate.positive`); it depends
-        on batch and weights alone. Codes and reconstruction lie in buffers that the next call writes over.
+        None, and no gradient, where so many units are on that the plain path is less work (`Gate.exceeding`). All of it
+        depends on batch, weights and number of threads alone, so that a resumed run stays equal to the straight one.
+        Codes and reconstruction lie in buffers that the next call writes over.
         """
         model, form, space = self.model, self.form, self.space
         rows = x.contiguous().numpy()
@@ -140,7 +141,7 @@ class CompiledStep:
         split(
             gradient_loops.backward, n_units, starts, pairs, values, self.band, residuals, moved, enc, dec,
             form.rectify, touched, charge, price, charged, grad_enc, grad_dec, grad_b_enc, cost, fired,
-            cuts=even(starts), work=3 * values.size * model.width_in, own=pulled,
+            cuts=even(starts), work=3 * len(pairs) * model.rank * model.width_in, own=pulled,
         )  # fmt: skip
         grad_b_dec[:] = -2 / batch * totals.sum(0) - pulled.sum(0)
         if aux_sums is not None:

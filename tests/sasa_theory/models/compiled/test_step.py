@@ -267,9 +267,48 @@ def test_a_subclass_with_a_loss_of_its_own_takes_the_plain_path() -> None:
         def loss(self, x: torch.Tensor, dead: "torch.Tensor | None" = None, penalty_scale: float = 1.0) -> Loss:
             return super().loss(x, dead, penalty_scale)
 
-    for kind, taken in ((SASA, True), (Mine, False)):
-        model = kind(4, 3, 2, 1)
+    class Softer(JumpReLU):
+        @property
+        def threshold(self) -> torch.Tensor:
+            return torch.nn.functional.softplus(self.log_threshold)
+
+    for model, taken in (
+        (SASA(4, 3, 2, 1), True),
+        (Mine(4, 3, 2, 1), False),
+        (JumpReLU(4, 9), True),
+        (Softer(4, 9), False),
+    ):
         assert (CompiledStep.of(model, adam(model)) is not None) == taken
+
+
+def test_places_held_from_other_batches_do_not_move_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run has none; here some are so many that two threads would share work that one does alone."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    x = torch.randn(128, 64, generator=torch.Generator().manual_seed(0))
+    for name, more in (("relu", {}), ("jumprelu", {}), ("batchtopk", {"active_latents": 9})):
+        found = []
+        for slots in (1, 16, 60, 200):
+            model = build(name, width_in=64, n_latents=512, **more)
+            with torch.no_grad():
+                model.b_enc.fill_(-1.5 if name == "relu" else 0.0)
+            step = CompiledStep.of(model, adam(model))
+            assert step is not None
+            step.gate.slots = slots
+            loss = step.gradients(x)
+            assert loss is not None
+            found.append([loss.total, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        for other in found[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_a_threshold_that_is_no_number_is_seen_in_the_loss() -> None:
+    model = build("jumprelu", width_in=16, n_latents=80)
+    with torch.no_grad():
+        model.log_threshold[5] = float("nan")
+    step = CompiledStep.of(model, adam(model))
+    assert step is not None
+    loss = step.gradients(torch.randn(30, 16))
+    assert loss is None or not bool(torch.isfinite(loss.total))
 
 
 @given(width=st.integers(1, 3), rank=st.integers(2, 8), seed=st.integers(0, 2**31))
