@@ -55,7 +55,9 @@ LABELS = {name: f"sasa-lab {name}" for name in OURS} | {
 #: "module.function: source" of the compiled step's parts -> what they are
 PARTS = {
     "screen.visit: pre = torch._int_mm": "int8 product that screens",
-    "screen.visit: visitor": "encoder's product",
+    "screen.visit: return visitor": "encoder's product",
+    "screen._in_chunks: spread": "waiting for the other thread",
+    "gate.before": "rows less the bias",
     "gate.visitor": "shortlist of units",
     "gate._exact": "float32 scores of the shortlist",
     "gate.select": "choice",

@@ -10,6 +10,7 @@ import torch
 from benchmarks import contenders, parts, show, step
 from benchmarks.contenders import CONTENDERS, Bench, Setting, ours, restated, rows
 from benchmarks.harness import Contender, memory, race
+from sasa_theory.models import compiled
 from synthetic.errors import DataError, UsageError
 
 TINY = Setting(8, 6, 2, 2, 32)
@@ -318,3 +319,13 @@ def test_architectures_other_than_ours_are_not_taken_for_ours():
     at = Setting(8, 6, 2, 2, 32)
     with pytest.raises(UsageError, match="did you mean"):
         ours("tpok", Bench(at, rows(at, "cpu")))
+
+
+def test_named_parts_of_the_step_are_lines_that_exist():
+    folder = Path(compiled.__file__).parent
+    for key in show.PARTS:
+        place, _, source = key.partition(": ")
+        module, function = place.split(".")
+        lines = (folder / f"{module}.py").read_text(encoding="utf-8").splitlines()
+        assert any(line.strip().startswith(f"def {function}(") for line in lines), key
+        assert any(line.strip().startswith(source) for line in lines), key
