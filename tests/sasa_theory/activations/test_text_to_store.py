@@ -134,10 +134,12 @@ def test_any_number_of_processes_gives_the_same_bytes(directories, tmp_path, sen
 @pytest.mark.slow
 def test_control_c_ends_workers_and_says_what_is_kept(directories, tmp_path, sentences):
     code = (
-        "import sys, json\n"
+        "import sys, json, signal\n"
         "from synthetic.errors import Interrupted\n"
         "from sasa_theory.activations import write_activations\n"
         "if __name__ == '__main__':\n"
+        # a shell that runs the tests in the background makes them, and all they start, ignore Control-C
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "    try:\n"
         "        texts = json.loads(sys.argv[2]) * 5000\n"
         "        write_activations(sys.argv[1], 'blocks.1.hook_resid_pre', texts, sys.argv[3], 10**7,\n"
