@@ -39,8 +39,8 @@ SPARE = 16
 SMALL = 1 << 18
 #: rows whose products give BatchTopK's first guess, the surplus it aims at, and where it starts below a known level
 SAMPLE, SURPLUS, BELOW = 64, 1.25, 0.95
-#: share of the coefficients above which plain dense products are less work, and times that in one row. A step with
-#: a quarter on took .7, .9 and .8 of the dense step's time at D = 64, 192, 768; with a third .7, 1.0 and 1.1
+#: share of the coefficients above which plain dense products are less work, and times that in one row. In one run of
+#: ReLU a step with a quarter on took about .6 to .8 of the dense step's time at D = 64 to 768, with a third .7 to 1.05
 MOST, ROOM = 1 / 4, 2
 
 

@@ -220,9 +220,8 @@ def backward(
     sums = the same without x, the bias's gradient. Where touched[k] the sums go on from what is there, otherwise from
     zero. `charge` adds price times the nuclear norm of D_k E_k (MAP) or D_k (DECODER), of the units that are on or have
     charged[k], or times the mean of values ||d_k|| (L1, r = 1); cost[k] gets what is charged, fired[k] the rows on
-    which unit k is on. `pulled` gets sums times the encoder's
-    columns added, unless it is empty: what reaches the decoder's bias through the encoder, with its sign
-    turned.
+    which unit k is on. `pulled` gets sums times the encoder's columns added, unless it is empty: what reaches the
+    decoder's bias through the encoder, with its sign turned.
     """
     _, slots, rank = values.shape
     c = np.float32(-2.0 / len(x))

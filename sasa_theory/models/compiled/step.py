@@ -111,8 +111,9 @@ class CompiledStep:
 
         then = Then(decode, totals, batch * form.n_best * model.rank * model.width_in)
         chosen: Chosen | None
+        thresholds = self._thresholds()
         if form.choice == "level":
-            chosen = self.gate.exceeding(rows, shift, enc, bias, self._thresholds(), then)
+            chosen = self.gate.exceeding(rows, shift, enc, bias, thresholds, then)
         else:
             choose = self.gate.per_batch if form.choice == "batch" else self.gate.per_row
             chosen = choose(rows, shift, enc, bias, form.n_best, then)
@@ -148,8 +149,8 @@ class CompiledStep:
             grad_b_enc += aux_sums
         if form.penalty is not None:
             parts["sparsity" if form.penalty == "l1" else "nuclear"] = price * float(cost.sum())
-        if near is not None:
-            parts["sparsity"] = self._jump(codes, starts, pairs, near, residual, penalty_scale)
+        if thresholds is not None and near is not None:
+            parts["sparsity"] = self._jump(thresholds, codes, starts, pairs, near, residual, penalty_scale)
         parts["auxiliary"] = auxiliary
 
         model.W_enc.grad, model.W_dec.grad = torch.from_numpy(grad_enc).T, torch.from_numpy(grad_dec)
@@ -169,11 +170,18 @@ class CompiledStep:
         return None if jump is None else Thresholds(jump.log_threshold.exp().numpy(), float(jump.bandwidth))
 
     def _jump(
-        self, codes: Codes, starts: ndarray, pairs: ndarray, near: ndarray, residual: ndarray, scale: float
+        self,
+        at: Thresholds,
+        codes: Codes,
+        starts: ndarray,
+        pairs: ndarray,
+        near: ndarray,
+        residual: ndarray,
+        scale: float,
     ) -> float:
         """The penalty on L0, and the gradient of the thresholds: by the codes in their windows and by that penalty."""
-        jump, at = self.form.jump, self._thresholds()
-        assert jump is not None and at is not None
+        jump = self.form.jump
+        assert jump is not None
         penalty, slope = jump.charge(codes.mean_l0().float())
         met, count = self.space("met", at.theta.shape, np.float64), self.space("near count", at.theta.shape, np.int64)
         split(
